@@ -1,0 +1,62 @@
+# make demo   train a model from a hub on this machine, two workers
+# make test   the whole test suite
+# make check  style, types and the directions of imports
+# make bench  benchmarks, each prints its ratios
+# make clean  forget the environment and everything that was made here
+#
+# The environment is .venv, made from constraints.txt. A stamp is written when an installation is complete, so a
+# second run installs nothing; one that was interrupted is begun anew, quickly, from pip's cache.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MARK = $(VENV)/installed-$(1)
+SOURCES := pyproject.toml constraints.txt
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.
+export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
+
+.PHONY: demo test check bench clean
+.DEFAULT_GOAL := demo
+
+demo: $(call MARK,base)
+	$(BIN)/python flows/train_flow.py run
+
+test: $(call MARK,dev)
+	$(BIN)/python -m pytest -n auto --dist loadfile
+
+check: $(call MARK,dev)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(call MARK,dev)
+	@for bench in tests/bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .metaflow .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(call MARK,base): $(SOURCES)
+	$(call install,.)
+
+$(call MARK,dev): $(SOURCES)
+	$(call install,.[dev])
+	@touch $(call MARK,base)
+
+# An environment is made anew when an installation into it never ended, or when its Python went away.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "metaflow-hf needs Python 3.11 or newer as '$(PYTHON)': install it, or say which with 'make PYTHON=python3.12'." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "'$(PYTHON)' cannot make virtual environments: install its venv module (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@test ! -e $(VENV)/installing && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "The environment $(VENV) could not be made here: is this directory writable, and the disk not full?" >&2; exit 1; }
+	@echo "Installing $(1) into $(VENV); the first time this takes a few minutes …"
+	@touch $(VENV)/installing
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '$(1)' >$(VENV)/install.log 2>&1 || \
+	  { grep -m 1 -i '^ *error' $(VENV)/install.log >&2; echo "The installation failed (whole log: $(VENV)/install.log). Is the package index reachable? 'make' again goes on from pip's cache." >&2; exit 1; }
+	@mv $(VENV)/installing $@
+endef
