@@ -1,0 +1,143 @@
+"""Manifests: the list of files that makes a snapshot, model or checkpoint, written when all its blobs are there.
+
+A manifest is canonical JSON, so that equal contents have equal bytes; its digest is the sha256 of these bytes.
+It holds no time, host or token: nothing but the content and what ``about`` says of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from metaflow_hf.errors import IntegrityError, NotFound
+from metaflow_hf.store.blobs import condemned_blobs
+from metaflow_hf.store.filenames import check_filenames
+from metaflow_hf.store.objects import Digest, ObjectInfo, ObjectStore, encode_json
+
+SCHEMA: Final = 1
+READERS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestFile:
+    """One file: its relative path, size in bytes, sha256 and the key of its blob.
+
+    ``oid`` is git's sha1 of a small file of a hub repository, by which a later commit recognises it.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    blob: str
+    oid: str | None = None
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(sha256=self.sha256, size=self.size)
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"path": self.path, "size": self.size, "sha256": self.sha256, "blob": self.blob}
+        return fields if self.oid is None else {**fields, "oid": self.oid}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Files sorted by path, and ``about``: what they are (type, repository and commit, label, metadata)."""
+
+    files: tuple[ManifestFile, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_filenames(file.path for file in self.files)
+        object.__setattr__(self, "files", tuple(sorted(self.files, key=lambda file: file.path)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of ``to_bytes()``."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        files = [file.to_json() for file in self.files]
+        return encode_json({"schema": SCHEMA, "about": dict(self.about), "files": files})
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, key: str) -> Self:
+        """Raises ``IntegrityError`` naming ``key`` for anything that is no manifest, ``SelectionError`` for file
+        names that may not be written.
+        """
+        try:
+            value = json.loads(data)
+            schema, about = int(value["schema"]), dict(value["about"])
+            files = tuple(
+                ManifestFile(
+                    path=str(item["path"]),
+                    size=int(item["size"]),
+                    sha256=str(item["sha256"]),
+                    blob=str(item["blob"]),
+                    oid=item.get("oid"),
+                )
+                for item in value["files"]
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"the manifest {key} is damaged: {type(error).__name__} {error}.") from error
+        if schema > SCHEMA:
+            raise IntegrityError(
+                f"the manifest {key} was written by a newer metaflow-hf: upgrade metaflow-hf."
+            )
+        return cls(files=files, about=about)
+
+
+def read_manifest(store: ObjectStore, key: str, *, digest: str | None = None) -> Manifest:
+    """The manifest at ``key``. Raises ``NotFound``; ``IntegrityError`` when it is damaged or not the expected one."""
+    data = store.get(key)
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise IntegrityError(
+            f"the manifest {store.uri}/{key} is not the one that was referred to (digest {digest}): it was damaged "
+            "or replaced."
+        )
+    return Manifest.from_bytes(data, key=key)
+
+
+def read_manifests(store: ObjectStore, prefix: str) -> Iterator[tuple[ObjectInfo, Manifest]]:
+    """All manifests below a prefix, in order of their keys; those deleted in the meantime are left out.
+
+    Raises ``IntegrityError`` naming one that is damaged.
+    """
+
+    def read(info: ObjectInfo) -> tuple[ObjectInfo, Manifest] | None:
+        try:
+            return info, read_manifest(store, info.key)
+        except NotFound:
+            return None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        yield from (found for found in pool.map(read, store.list(prefix)) if found is not None)
+
+
+def publish(store: ObjectStore, key: str, manifest: Manifest) -> Manifest:
+    """Makes the manifest visible, once and whole; returns the one that readers see, ours or an equal earlier one.
+
+    All blobs must be stored already. Raises ``IntegrityError`` when the key names other content.
+    """
+    outcome = store.create(key, manifest.to_bytes())
+    published = manifest if outcome.created else Manifest.from_bytes(outcome.content, key=key)
+    if _content(published) != _content(manifest):
+        raise IntegrityError(f"{store.uri}/{key} names other files than those that belong there.")
+    return published
+
+
+def condemned_files(store: ObjectStore, manifest: Manifest) -> list[ManifestFile]:
+    """The files whose blob was condemned before the manifest existed: they must be stored again."""
+    condemned = condemned_blobs(store)
+    return [file for file in manifest.files if file.blob in condemned]
+
+
+def _content(manifest: Manifest) -> list[tuple[str, int, str]]:
+    return [(file.path, file.size, file.sha256) for file in manifest.files]

@@ -1,0 +1,109 @@
+"""Turns a manifest into a directory of files.
+
+Small files, the ones that people edit, are copied. Large ones are reflinked where the file system can, else
+hard-linked read-only from the node's cache, so that a gigabyte takes no time and no space. A target that the
+caller names gets real, writable copies only. Nothing ever links into the datastore.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from metaflow_hf.errors import IntegrityError, SelectionError, StoreUnavailable
+from metaflow_hf.store.manifests import Manifest, ManifestFile
+from metaflow_hf.store.node_cache import NodeCache, Verify
+from metaflow_hf.store.objects import ObjectStore, new_nonce
+
+LARGE_BYTES: Final = 16 << 20
+WORKERS: Final = 8
+_FICLONE: Final = 0x40049409
+# What file systems answer that cannot link: across devices, not permitted, too many links, not supported.
+_NO_LINK: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
+)
+
+
+def materialize(
+    store: ObjectStore,
+    manifest: Manifest,
+    target: Path,
+    *,
+    cache: NodeCache,
+    verify: Verify = "once",
+    link_large: bool = False,
+) -> Path:
+    """Writes the manifest's files below ``target`` and returns it; what else lies there stays untouched.
+
+    Each file appears whole, by a rename, also over an earlier version of itself. ``link_large`` allows
+    read-only hard links for files of 16 MiB and more; otherwise all are writable and the caller's own. Raises
+    ``IntegrityError``, ``NotFound`` and ``StoreUnavailable`` as the store does, and ``SelectionError`` when a
+    directory stands where a file belongs.
+    """
+
+    def write(file: ManifestFile) -> None:
+        place = target / file.path
+        if place.is_dir() and not place.is_symlink():
+            raise SelectionError(
+                f"{place} is a directory, but the file {file.path!r} belongs there: load elsewhere."
+            )
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link = link_large and file.size >= LARGE_BYTES
+        try:
+            _write_file(cache.fetch(store, file, verify=verify), place, file, link=link)
+        except FileNotFoundError:
+            # Another process took it out of the cache between the look and the copy.
+            _write_file(cache.fetch(store, file, verify=verify), place, file, link=link)
+
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(min(WORKERS, len(manifest.files) or 1)) as pool:
+            _finish(pool.map(write, manifest.files))
+    except OSError as error:
+        if isinstance(error, StoreUnavailable):
+            raise
+        raise StoreUnavailable(
+            f"the files cannot be written to {target}: {error.strerror or error}. Make room there or choose another "
+            "path."
+        ) from error
+    return target
+
+
+def _finish(results: Iterable[None]) -> None:
+    for _ in results:
+        pass
+
+
+def _write_file(source: Path, place: Path, file: ManifestFile, *, link: bool) -> None:
+    part = place.with_name(f".{new_nonce()[:12]}.part")
+    try:
+        if not _reflink(source, part) and not (link and _hard_link(source, part)):
+            shutil.copyfile(source, part)
+        if part.stat().st_size != file.size:
+            raise IntegrityError(f"{place} was cut short while it was copied from the node's cache.")
+        part.replace(place)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _reflink(source: Path, place: Path) -> bool:
+    with source.open("rb") as reader, place.open("xb") as writer, suppress(OSError):
+        fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        return True
+    place.unlink()
+    return False
+
+
+def _hard_link(source: Path, place: Path) -> bool:
+    try:
+        os.link(source, place)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    return True

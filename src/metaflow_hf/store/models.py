@@ -1,0 +1,193 @@
+"""Models in the store: a directory saved by a task, loadable anywhere by its reference or key."""
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from metaflow_hf.errors import IntegrityError, NotFound, SelectionError
+from metaflow_hf.references import ModelRef, Reference, parse_reference
+from metaflow_hf.store.blobs import Blobs, hash_file
+from metaflow_hf.store.manifests import Manifest, ManifestFile, condemned_files, publish, read_manifest
+from metaflow_hf.store.materialize import materialize
+from metaflow_hf.store.node_cache import NodeCache, Verify
+from metaflow_hf.store.objects import ObjectStore, encode_json, quote_part
+
+WORKERS: Final = 4
+# What huggingface_hub leaves in a directory that it downloaded to.
+_JUNK: Final = (".cache", "huggingface")
+
+
+def save_directory(
+    store: ObjectStore,
+    directory: str | Path,
+    *,
+    flow: str,
+    run: str,
+    step: str,
+    task: str,
+    label: str = "model",
+    metadata: Mapping[str, Any] | None = None,
+    pathspec: str = "",
+) -> ModelRef:
+    """Stores a directory (or a single file) as a model; bytes that the store already holds are not stored again.
+
+    Visible only when complete: the manifest is created last. Saving equal content under an equal label and
+    metadata in one task gives the same reference. Symbolic links are followed. Raises ``SelectionError`` when
+    the path does not exist or holds no file, or when ``metadata`` is not JSON.
+    """
+    sources = files_to_save(directory)
+    about = {"type": ModelRef.TYPE, "label": label, "metadata": check_metadata(metadata, "a model")}
+    prefix = f"models/{quote_part(flow)}/{quote_part(run)}/{quote_part(step)}/{quote_part(task)}"
+    while True:
+        manifest = store_files(store, sources, about)
+        key = f"{prefix}/{quote_part(label)}-{manifest.digest[:16]}.json"
+        manifest = publish(store, key, manifest)
+        if not condemned_files(store, manifest):
+            break
+        # A collection condemned a blob between our look and our manifest: the next generation is safe.
+        store.delete(key)
+    return ModelRef(
+        key=key,
+        digest=manifest.digest,
+        size=manifest.size,
+        num_files=len(manifest.files),
+        created_on=datetime.now(UTC).isoformat(timespec="seconds"),
+        pathspec=pathspec or f"{flow}/{run}/{step}/{task}",
+        metadata=dict(metadata or {}),
+        label=label,
+    )
+
+
+def load_directory(
+    store: ObjectStore,
+    reference: Reference | Mapping[str, Any] | str,
+    target: str | Path | None = None,
+    *,
+    cache: NodeCache | None = None,
+    verify: Verify = "once",
+    temp_dir_root: str | Path | None = None,
+) -> Path:
+    """The files of a snapshot, model or checkpoint as a directory, by its reference or key.
+
+    Into ``target``: real, writable files; what else lies there stays. Without it a fresh directory, whose large
+    files are read-only links into the node's cache; the caller removes it. Raises ``SelectionError`` for what is
+    no reference, ``NotFound`` when nothing is stored under it (any more), ``IntegrityError`` for damaged bytes.
+    """
+    _, manifest = find_manifest(store, reference)
+    cache = cache or NodeCache.default()
+    if target is not None:
+        return materialize(store, manifest, Path(target), cache=cache, verify=verify)
+    root = None if temp_dir_root is None else Path(temp_dir_root)
+    label = quote_part(str(manifest.about.get("label") or manifest.about.get("repo_id") or "model"))
+    work = cache.new_work_dir(label[:60], root=root)
+    return materialize(store, manifest, work, cache=cache, verify=verify, link_large=True)
+
+
+def find_manifest(store: ObjectStore, reference: Reference | Mapping[str, Any] | str) -> tuple[str, Manifest]:
+    """The key and content of the manifest that a reference or key leads to; errors as ``load_directory``."""
+    if isinstance(reference, str):
+        key, digest = reference, None
+    else:
+        known = reference if isinstance(reference, Reference) else parse_reference(reference)
+        key, digest = known.key, known.digest
+    try:
+        if key.startswith("snapshots/"):
+            entry = read_manifest_pointer(store, key)
+            return entry, read_manifest(store, entry, digest=digest)
+        return key, read_manifest(store, key, digest=digest)
+    except NotFound as error:
+        raise NotFound(
+            f"nothing is stored under {key!r} in {store.uri}: it was deleted, or was written to another datastore."
+        ) from error
+
+
+def read_manifest_pointer(store: ObjectStore, key: str) -> str:
+    """The key of the manifest that a scoped entry names. Raises ``NotFound``, ``IntegrityError``."""
+    import json
+
+    try:
+        return str(json.loads(store.get(key))["manifest"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"the entry {store.uri}/{key} is damaged: {error}.") from error
+
+
+def store_files(store: ObjectStore, sources: Mapping[str, Path], about: Mapping[str, Any]) -> Manifest:
+    """Stores the files' bytes where they are missing; the manifest is not published yet.
+
+    Whoever publishes it looks afterwards whether one of its blobs was condemned in the meantime.
+    """
+    blobs = Blobs(store)
+
+    def save(item: tuple[str, Path]) -> ManifestFile:
+        name, path = item
+        digest = hash_file(path)
+        return ManifestFile(path=name, size=digest.size, sha256=digest.sha256, blob=blobs.put(path, digest))
+
+    with ThreadPoolExecutor(min(WORKERS, len(sources))) as pool:
+        return Manifest(files=tuple(pool.map(save, sources.items())), about=about)
+
+
+def files_to_save(directory: str | Path) -> dict[str, Path]:
+    """Relative name -> path of every file below a directory, or of a single file.
+
+    Symbolic links are followed. Raises ``SelectionError`` when there is none, or one that cannot be read as a file.
+    """
+    place = Path(directory)
+    sources = dict(_files(place))
+    if not sources:
+        raise SelectionError(
+            f"there is nothing to save at {str(place)!r}: it does not exist or holds no file."
+        )
+    return sources
+
+
+def check_metadata(metadata: Mapping[str, Any] | None, what: str) -> dict[str, Any]:
+    """A copy of the user's metadata. Raises ``SelectionError`` unless it is JSON."""
+    try:
+        plain = dict(metadata or {})
+        encode_json(plain)
+    except (TypeError, ValueError) as error:
+        raise SelectionError(f"the metadata of {what} must be JSON: {error}.") from error
+    return plain
+
+
+def _files(place: Path) -> Iterator[tuple[str, Path]]:
+    if place.is_file():
+        yield place.name, place
+        return
+    visited: set[Path] = set()
+    for folder, folders, names in os.walk(place, followlinks=True):
+        here = Path(folder)
+        if here.resolve() in visited:
+            folders.clear()
+            continue
+        visited.add(here.resolve())
+        relative = here.relative_to(place)
+        folders[:] = [name for name in folders if (relative / name).parts != _JUNK]
+        for name in names:
+            path = here / name
+            if not path.is_file():
+                raise SelectionError(
+                    f"{path} is not a regular file, or a link to nothing: it cannot be saved."
+                )
+            yield (relative / name).as_posix(), path
+
+
+def delete_reference(store: ObjectStore, reference: Reference | Mapping[str, Any] | str) -> None:
+    """Removes what a reference or key leads to, but no blob: those go when nothing refers to them any more.
+
+    Of a snapshot only the entry of its scope goes. Raises ``NotFound`` when there is nothing, ``SelectionError`` for a
+    key that is no entry, model or checkpoint.
+    """
+    key = reference if isinstance(reference, str) else _key_of(reference)
+    if not key.startswith(("snapshots/", "models/", "checkpoints/")):
+        raise SelectionError(f"{key!r} is not the key of a snapshot's entry, a model or a checkpoint.")
+    store.head(key)
+    store.delete(key)
+
+
+def _key_of(reference: Reference | Mapping[str, Any]) -> str:
+    return reference.key if isinstance(reference, Reference) else parse_reference(reference).key
