@@ -1,0 +1,94 @@
+"""What a task has loaded: paths by name, and the directories that go when the task ends."""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from metaflow_hf.errors import SelectionError
+from metaflow_hf.store.eviction import trim
+from metaflow_hf.store.node_cache import NodeCache
+
+logger = logging.getLogger("metaflow_hf.hub")
+
+
+class Loaded(Mapping[str, str]):
+    """Name -> path of what is loaded. ``info`` maps the same names to the references, as plain dicts.
+
+    A repository that was loaded once is also found by its plain id, whatever revision it was asked for with.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._paths: dict[str, str] = {}
+        self._ids: dict[str, str | None] = {}
+        self.info: dict[str, dict[str, Any]] = {}
+
+    def __getitem__(self, name: str) -> str:
+        found = name if name in self._paths else self._ids.get(name)
+        if found is None and name in self._ids:
+            raise KeyError(
+                f"{self._what} has loaded several revisions of {name!r}; name one of "
+                f"{', '.join(map(repr, self._paths))}"
+            )
+        if found is None:
+            raise KeyError(
+                f"{self._what} has not loaded {name!r}; loaded: {', '.join(map(repr, self._paths)) or 'nothing'}"
+            )
+        return self._paths[found]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __repr__(self) -> str:
+        return f"{self._what}.loaded({self._paths})"
+
+    def _add(self, name: str, path: str, reference: dict[str, Any], *, repo_id: str | None = None) -> None:
+        self._paths[name] = path
+        self.info[name] = reference
+        if repo_id is not None:
+            self._ids[repo_id] = name if repo_id not in self._ids else None
+
+
+class Directories:
+    """The directories that one task loads into: its own, removed at the end, and those that the user named."""
+
+    def __init__(self, cache: NodeCache, root: str | None = None) -> None:
+        self._cache = cache
+        self._root = None if root is None else Path(root)
+        self._own: list[Path] = []
+        self._written: dict[Path, dict[str, str]] = {}
+
+    def new(self, label: str) -> Path:
+        """A fresh directory, which is removed when the task ends."""
+        directory = self._cache.new_work_dir(label, root=self._root)
+        self._own.append(directory)
+        return directory
+
+    def claim(self, target: Path, paths: Iterable[str], what: str) -> None:
+        """Notes what is loaded into a directory. Raises ``SelectionError`` when two things would overwrite each
+        other there.
+        """
+        written = self._written.setdefault(target.absolute().resolve(), {})
+        for path in paths:
+            other = written.setdefault(path, what)
+            if other != what:
+                raise SelectionError(
+                    f"{other} and {what} both have a file {path!r} and are loaded into {str(target)!r}: give them "
+                    "different paths."
+                )
+
+    def remove(self, directory: Path) -> None:
+        """Removes one of the task's own directories before its end."""
+        self._own.remove(directory)
+        self._cache.remove_work_dir(directory)
+
+    def close(self) -> None:
+        """Removes the task's own directories (those that the user named stay) and trims the node's cache."""
+        for directory in self._own:
+            self._cache.remove_work_dir(directory)
+        self._own.clear()
+        trim(self._cache)

@@ -1,0 +1,117 @@
+"""Downloads as lines in a log: one per interval, and one at the end."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, TextIO
+
+from metaflow_hf.events import DownloadProgress, Event, OnEvent
+
+INTERVAL_SECONDS: Final = 10.0
+
+
+class DownloadLines:
+    """An ``OnEvent`` that says how far downloads are. Thread-safe.
+
+    ``say`` gets one line per ``interval`` seconds and download, and one when all bytes are there.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        *,
+        interval: float = INTERVAL_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say = say
+        self._interval = interval
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._began: dict[str, float] = {}
+        self._told: dict[str, float] = {}
+        self._finished: set[str] = set()
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, DownloadProgress):
+            return
+        with self._lock:
+            now = self._clock()
+            began = self._began.setdefault(event.name, now)
+            is_done = event.done_bytes >= event.total_bytes
+            if is_done and event.name in self._finished:
+                return
+            if not is_done and now - self._told.setdefault(event.name, now) < self._interval:
+                return
+            self._told[event.name] = now
+            if is_done:
+                self._finished.add(event.name)
+        self._say(_line(event, now - began))
+
+
+class DownloadBar:
+    """An ``OnEvent`` that draws one bar in bytes per download, with rate and time left. Thread-safe.
+
+    huggingface_hub's switch for its bars (``HF_HUB_DISABLE_PROGRESS_BARS``) counts for these too.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._bars: dict[str, Any] = {}
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, DownloadProgress):
+            return
+        with self._lock:
+            bar = self._bars.get(event.name)
+            if bar is None:
+                bar = self._bars[event.name] = _bar(event, self._file)
+            bar.update(event.done_bytes - bar.n)
+            if event.done_bytes >= event.total_bytes:
+                bar.close()
+
+
+def progress_on(file: TextIO, say: Callable[[str], None]) -> OnEvent:
+    """A bar where a person watches the terminal, lines where a log is written."""
+    return DownloadBar(file) if file.isatty() else DownloadLines(say)
+
+
+def _bar(event: DownloadProgress, file: TextIO) -> Any:
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    return tqdm(  # type: ignore[no-untyped-call]
+        total=event.total_bytes, unit="B", unit_scale=True, desc=event.name, file=file, leave=True
+    )
+
+
+def _line(event: DownloadProgress, seconds: float) -> str:
+    rate = event.done_bytes / seconds if seconds > 0 else 0.0
+    if event.done_bytes >= event.total_bytes:
+        return (
+            f"Downloaded {event.name}: {format_bytes(event.total_bytes)} in {seconds:.1f} s "
+            f"({format_bytes(rate)}/s)"
+        )
+    left = (event.total_bytes - event.done_bytes) / rate if rate > 0 else float("inf")
+    return (
+        f"Downloading {event.name}: {event.done_bytes / event.total_bytes:.0%} of "
+        f"{format_bytes(event.total_bytes)}, {format_bytes(rate)}/s, eta {_duration(left)}"
+    )
+
+
+def format_bytes(count: float) -> str:
+    """``1.5 GB``: decimal units, as the hub shows them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

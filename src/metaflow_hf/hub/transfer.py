@@ -1,0 +1,168 @@
+"""Brings one file of the hub to this node, and goes on where a killed or broken download stopped.
+
+huggingface_hub's own ``hf_hub_download`` begins a file anew in each process, so plain HTTP goes through its
+``http_get`` with the bytes that are already there; files on Xet storage go through ``hf_hub_download``.
+"""
+
+import hashlib
+import importlib.util
+import io
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+from metaflow_hf import environment
+from metaflow_hf.errors import IntegrityError, StoreUnavailable
+from metaflow_hf.hub.client import HubClient, RemoteFile
+from metaflow_hf.hub.names import Repo
+from metaflow_hf.store.objects import Digest
+
+logger = logging.getLogger("metaflow_hf.hub")
+
+# Told how many bytes of the file are on this node now.
+OnSize = Callable[[int], None]
+
+
+class _SilentBar(tqdm):
+    """huggingface_hub's progress bar, switched off: progress is reported for the whole snapshot."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        kwargs["disable"] = True
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+
+class _WatchedFile(io.RawIOBase):
+    """A file opened for appending that tells its size as it changes."""
+
+    def __init__(self, file: BinaryIO, on_size: OnSize) -> None:
+        self._file = file
+        self._on_size = on_size
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        written = self._file.write(data)
+        self._on_size(self._file.tell())
+        return written
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def truncate(self, size: int | None = None) -> int:
+        return self._file.truncate(size)
+
+
+def bring_file(
+    client: HubClient,
+    repo: Repo,
+    commit_hash: str,
+    file: RemoteFile,
+    place: Path,
+    *,
+    on_size: OnSize,
+    use_hub_cache: bool = True,
+) -> None:
+    """Completes the file at ``place``, going on after what an earlier process left there.
+
+    Only its size is right for sure: ``check_file`` and the store compare the bytes. With ``use_hub_cache`` it
+    is taken from the user's huggingface_hub cache where that has it. Raises ``IntegrityError`` when the hub sends another size,
+    ``HubUnavailable`` when it gives up in the middle, ``StoreUnavailable`` when the disk is full.
+    """
+    what = f"{file.path!r} of {repo} at {commit_hash[:12]}"
+    try:
+        if _size(place) > file.size:
+            place.unlink()
+        if use_hub_cache and (_size(place) < file.size or not place.exists()):
+            _copy_from_hub_cache(repo, file, place)
+        if place.exists() and _size(place) == file.size:
+            logger.debug("%s is on this node already", what)
+        elif file.is_xet and _can_use_xet():
+            client.repeat(what, lambda: _get_by_xet(client, repo, commit_hash, file, place))
+        else:
+            url = client.file_url(repo, commit_hash, file.path)
+            client.repeat(what, lambda: _get_by_http(client, url, file, place, on_size))
+    except OSError as error:
+        if error.errno is None or isinstance(error, ConnectionError):
+            raise
+        raise StoreUnavailable(
+            f"{what} cannot be written to {place.parent}: {error.strerror}. Make room there, or set METAFLOW_HF_CACHE to "
+            "a larger disk."
+        ) from error
+    on_size(file.size)
+
+
+def check_file(place: Path, file: RemoteFile) -> Digest:
+    """The digest that the file must have, for whoever reads all its bytes next.
+
+    An LFS file's sha256 is known from the hub's tree; a small file is read and compared with git's sha1 here.
+    Raises ``IntegrityError``.
+    """
+    if file.sha256 is not None:
+        return Digest(sha256=file.sha256, size=file.size)
+    data = place.read_bytes()
+    sha1 = hashlib.sha1(f"blob {len(data)}\0".encode() + data, usedforsecurity=False).hexdigest()
+    if sha1 != file.oid:
+        raise IntegrityError(f"{file.path!r} has git sha1 {sha1} instead of {file.oid}.")
+    return Digest(sha256=hashlib.sha256(data).hexdigest(), size=len(data))
+
+
+def _size(place: Path) -> int:
+    return place.stat().st_size if place.exists() else 0
+
+
+def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, on_size: OnSize) -> None:
+    with place.open("ab") as raw:
+        try:
+            http_get(
+                url,
+                cast("BinaryIO", _WatchedFile(raw, on_size)),
+                resume_size=raw.tell(),
+                headers=client.request_headers(),
+                expected_size=file.size,
+                displayed_filename=file.path,
+                tqdm_class=_SilentBar,
+            )
+        except OSError as error:
+            # How http_get says that the body ended early, or late, without an error of the connection.
+            if type(error) is OSError and error.errno is None:
+                raise IntegrityError(
+                    f"{file.path!r} came with another size than {file.size} bytes."
+                ) from error
+            raise
+
+
+def _copy_from_hub_cache(repo: Repo, file: RemoteFile, place: Path) -> None:
+    cached = environment.hub_cache() / repo.key / "blobs" / (file.sha256 or file.oid)
+    try:
+        if cached.stat().st_size == file.size:
+            shutil.copyfile(cached, place)
+    except OSError as error:
+        logger.debug("%s is not taken from huggingface_hub's cache: %s", file.path, error)
+
+
+def _can_use_xet() -> bool:
+    return importlib.util.find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
+
+
+def _get_by_xet(client: HubClient, repo: Repo, commit_hash: str, file: RemoteFile, place: Path) -> None:
+    folder = place.with_name(f"{place.name}.xet")
+    found = hf_hub_download(
+        repo.repo_id,
+        file.path,
+        repo_type=repo.repo_type,
+        revision=commit_hash,
+        local_dir=folder,
+        endpoint=client.endpoint.url,
+        token=client.token,
+        headers=client.headers,
+        tqdm_class=_SilentBar,
+    )
+    Path(found).replace(place)
+    shutil.rmtree(folder)

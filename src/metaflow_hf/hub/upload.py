@@ -1,0 +1,78 @@
+"""From the store, or from a directory, to a repository of the hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metaflow_hf.errors import SelectionError
+from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.loading import load_reference
+from metaflow_hf.hub.names import Repo
+from metaflow_hf.references import Reference
+from metaflow_hf.store.models import files_to_save
+from metaflow_hf.store.node_cache import NodeCache
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
+
+def push(
+    source: Reference | Mapping[str, Any] | str | Path,
+    repo_id: str,
+    *,
+    repo_type: str = "model",
+    revision: str | None = None,
+    private: bool | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    endpoint: str | None = None,
+    token: bool | str | None = None,
+) -> "CommitInfo":
+    """Uploads a directory, or the files of a reference or key, as one commit; makes the repository if it is missing.
+
+    Files that the hub already holds are not sent again, and other files of the repository stay. ``private`` counts
+    for a new repository only. The answer has the ``oid`` of the commit and its ``commit_url``. Raises
+    ``SelectionError`` when there is nothing to upload, ``HubUnavailable`` when the hub refuses it (which token may
+    write there?) or does not answer.
+    """
+    from huggingface_hub import HfApi
+
+    from metaflow_hf.hub.client import HubClient
+
+    repo = Repo.of(repo_id, repo_type)
+    if repo_type == "space":
+        raise SelectionError("push uploads models and datasets; a space is made on the hub.")
+    client = HubClient(Endpoint.of(endpoint), token=token)
+    api = HfApi(endpoint=client.endpoint.url, token=token, library_name="metaflow-hf")
+    folder, is_own = _folder(source)
+    try:
+        what = f"the upload to {repo} (which needs a token that may write there)"
+        client.repeat(
+            what, lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        )
+        return client.repeat(
+            what,
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type=repo_type,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message or "Upload with metaflow-hf",
+                create_pr=create_pr,
+            ),
+        )
+    finally:
+        if is_own:
+            NodeCache.default().remove_work_dir(folder)
+
+
+def _folder(source: Reference | Mapping[str, Any] | str | Path) -> tuple[Path, bool]:
+    """A directory with the files, and whether it was made for this upload."""
+    is_key = isinstance(source, str) and source.startswith(("snapshots/", "models/", "checkpoints/"))
+    if isinstance(source, (str, Path)) and (Path(source).is_dir() or not is_key):
+        files_to_save(source)
+        if not Path(source).is_dir():
+            raise SelectionError(f"{str(source)!r} is a file: push its directory.")
+        return Path(source), False
+    assert not isinstance(source, Path)
+    return load_reference(source), True
