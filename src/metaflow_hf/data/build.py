@@ -1,0 +1,194 @@
+"""From a source to a dataset of blocks, resumable anywhere."""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.encoding import RowEncoder
+from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
+from metaflow_hf.data.records import is_published, read_completion, read_manifest
+from metaflow_hf.data.sources import Source, open_source
+from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
+from metaflow_hf.environment import node_cache_root
+from metaflow_hf.errors import ConfigError, DatasetMismatch
+from metaflow_hf.store import ObjectStore, encode_json, open_store, quote_part
+
+logger = logging.getLogger("metaflow_hf.data")
+
+Progress = Callable[[BlockManifest], None]
+
+
+def build_blocks(
+    source: str | Path,
+    output_dir: str | Path | None = None,
+    *,
+    samples_per_block: int = 100_000,
+    text_column: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    num_proc: int = 1,
+    ascii_only: bool = False,
+    compression: Compression | None = None,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+    dataset_name: str | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+) -> BlockManifest:
+    """Streams ``source`` into the blocks of a dataset and returns its manifest; what is complete is returned at once.
+
+    Interrupted anywhere, the next call with the same arguments goes on from the last committed block, and the
+    result is byte for byte that of an uninterrupted call. Of several callers one writes, the others wait and
+    return the same manifest.
+
+    ``source`` is ``hf://[owner/]name[:config[:split]][@revision]``, a local file (.jsonl, .json, .csv, .parquet,
+    .txt, …, also .gz and .zst), a directory of such files, or a folder of ``save_to_disk``. ``output_dir`` is a
+    directory or a URI of a store; without it the dataset goes to the datastore of the running flow, outside of
+    flows to the user's cache directory, under a key of its own.
+
+    ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
+    ones; ``progress`` is called with the manifest so far after each block. ``num_proc`` is the most processes that
+    may be used; the result does not depend on it (one process reads, checks and writes at present). Raises ``ConfigError`` when the text
+    column is unclear (before anything is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and
+    the hub's errors.
+    """
+    if num_proc < 1:
+        raise ConfigError(f"num_proc must be at least 1, got {num_proc}.")
+    opened = open_source(source)
+    spec = plan_dataset(
+        opened,
+        samples_per_block=samples_per_block,
+        text_column=text_column,
+        on_bad_row=on_bad_row,
+        ascii_only=ascii_only,
+        compression=compression,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+        dataset_name=dataset_name,
+    )
+    store = default_store(spec) if output_dir is None else open_store(output_dir)
+    return write_dataset(opened, spec, store, progress=progress, lease_seconds=lease_seconds)
+
+
+def process_raw_dataset_to_blocks(
+    input_path: str | Path,
+    output_dir: str | Path,
+    dataset_name: str,
+    block_size: int = 100_000,
+    *,
+    text_column: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    num_proc: int = 1,
+    progress: Progress | None = None,
+) -> BlockManifest:
+    """``build_blocks`` of a local file or directory, under a name of your choice."""
+    return build_blocks(
+        input_path,
+        output_dir,
+        samples_per_block=block_size,
+        text_column=text_column,
+        on_bad_row=on_bad_row,
+        num_proc=num_proc,
+        progress=progress,
+        dataset_name=dataset_name,
+    )
+
+
+def plan_dataset(
+    source: Source,
+    *,
+    samples_per_block: int,
+    text_column: str | None = None,
+    on_bad_row: OnBadRow = "raise",
+    ascii_only: bool = False,
+    compression: Compression | None = None,
+    max_rows: int | None = None,
+    max_bytes: int | None = None,
+    dataset_name: str | None = None,
+) -> DatasetSpec:
+    """What will be built, decided before anything is written. Raises ``ConfigError``."""
+    for name, limit in (("max_rows", max_rows), ("max_bytes", max_bytes)):
+        if limit is not None and limit < 1:
+            raise ConfigError(f"{name} must be at least 1 or None, got {limit}.")
+    if on_bad_row not in ("raise", "skip") or compression not in (None, "zstd"):
+        raise ConfigError(
+            f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}; compression None or 'zstd', got "
+            f"{compression!r}."
+        )
+    rows = source.first_rows()
+    return DatasetSpec(
+        dataset_name=dataset_name or source.name,
+        source=source.source,
+        source_digest=source.source_digest,
+        commit_hash=source.commit_hash,
+        block_size=check_block_size(samples_per_block),
+        text_column=find_text_column(rows, named=text_column, where=source.source) if rows else text_column,
+        ascii_only=ascii_only,
+        compression=compression,
+        on_bad_row=on_bad_row,
+        max_rows=max_rows,
+        max_bytes=max_bytes,
+    )
+
+
+def write_dataset(
+    source: Source,
+    spec: DatasetSpec,
+    store: ObjectStore,
+    *,
+    progress: Progress | None = None,
+    lease_seconds: float = LEASE_SECONDS,
+    stop: Callable[[], bool] = lambda: False,
+) -> BlockManifest:
+    """Writes what is missing of the dataset, or waits while another process does.
+
+    ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
+    """
+    lease = hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))
+    if lease is None:
+        return _finished(store, spec)
+    with lease:
+        writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
+        if writer.is_complete:
+            return writer.finish()
+        encoder = RowEncoder(
+            spec.text_column or "text", ascii_only=spec.ascii_only, on_bad_row=spec.on_bad_row
+        )
+        try:
+            with closing(source.batches(writer.cursor)) as batches:
+                for batch in batches:
+                    if stop():
+                        return _finished(store, spec)
+                    if not writer.append(encoder.encode(batch)):
+                        break
+            return writer.finish()
+        finally:
+            writer.discard()
+
+
+def default_store(spec: DatasetSpec) -> ObjectStore:
+    """Where a dataset goes when no place is named: the running flow's datastore, else the user's cache."""
+    from metaflow_hf.store import datastore
+
+    root = datastore.configured_store() if datastore.is_active() else open_store(node_cache_root())
+    return root.child(f"datasets/{dataset_key(spec)}")
+
+
+def dataset_key(spec: DatasetSpec) -> str:
+    """The key part of a dataset: a readable name and what decides its bytes."""
+    digest = hashlib.sha256(encode_json(spec.to_json())).hexdigest()
+    return f"{quote_part(spec.dataset_name)}-{digest[:24]}"
+
+
+def _finished(store: ObjectStore, spec: DatasetSpec) -> BlockManifest:
+    completion = read_completion(store)
+    if completion is not None:
+        spec.check_same(completion.spec, where=store.uri)
+    manifest = read_manifest(store)
+    if manifest is not None:
+        return manifest
+    if completion is None:
+        return BlockManifest.of(spec, [], skipped_rows=0, is_complete=False)
+    raise DatasetMismatch(f"{store.uri} is complete but holds no blocks.")

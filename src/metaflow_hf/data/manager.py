@@ -1,0 +1,286 @@
+"""Blocks and chunks for training: metadata without data, and one chunk at a time in memory."""
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from metaflow_hf.data.build import dataset_key, default_store, plan_dataset
+from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.foreign import load_index, manifest_of_bare_blocks
+from metaflow_hf.data.growth import GrowingBlocks, KnownBlocks, StoredBlocks
+from metaflow_hf.data.manifest import BlockEntry, BlockManifest, OnBadRow
+from metaflow_hf.data.order import Chunk
+from metaflow_hf.data.reader import BlockReader
+from metaflow_hf.data.records import read_manifest
+from metaflow_hf.data.sources import open_source
+from metaflow_hf.errors import ConfigError, SelectionError
+from metaflow_hf.store import ObjectStore, open_store
+
+logger = logging.getLogger("metaflow_hf.data")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What is known of a block without reading it."""
+
+    block_id: int
+    total_samples: int
+    _is_last: Callable[[], bool] = field(repr=False, compare=False)
+
+    @property
+    def is_last_block(self) -> bool:
+        """Whether no block follows; while the dataset grows, this waits until that is known."""
+        return self._is_last()
+
+    def chunk_count(self, chunk_size: int) -> int:
+        """How many chunks of ``chunk_size`` samples the block has; the last may be smaller."""
+        _check_chunk_size(chunk_size)
+        return -(-self.total_samples // chunk_size)
+
+
+class BlockManager:
+    """Reads a dataset block by block and chunk by chunk; never more than the chunks asked for is in memory.
+
+    ``dataset_path`` is a directory or a URI of a store that holds blocks (of this or of other software), or a
+    source of rows: a raw file, a directory of such, or ``hf://[owner/]name[:config[:split]][@revision]``. A source
+    is built into blocks of ``samples_per_block`` in a thread while it is read, under
+    ``cache_dir/<dataset key>/`` (default: the running flow's datastore, else the user's cache directory): its
+    first block is usable as soon as it is committed, and what was built once is not built again.
+
+    The last 10 chunks (at most 256 MiB) are kept; with ``enable_prefetch`` the next chunk of a sequential reader
+    is read ahead in a thread. Thread-safe. Out of range raises ``IndexError``, damage ``IntegrityError`` naming
+    the block's file; ``None`` is never an answer.
+
+    ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built (see ``build_blocks``); blocks
+    built without ``ascii_only`` are refused with it. ``text_column`` is found by name and type unless named
+    (``ConfigError`` lists the columns).
+    """
+
+    def __init__(
+        self,
+        dataset_path: str | Path | ObjectStore,
+        samples_per_block: int = 100_000,
+        dataset_chunk_size: int = 4_000,
+        *,
+        ascii_only: bool = False,
+        text_column: str | None = None,
+        cache_dir: str | Path | None = None,
+        enable_prefetch: bool = True,
+        on_bad_row: OnBadRow = "raise",
+        max_rows: int | None = None,
+    ) -> None:
+        _check_chunk_size(dataset_chunk_size)
+        self.dataset_chunk_size = dataset_chunk_size
+        self._lock = threading.Lock()
+        self._store, self._known = _open(
+            dataset_path,
+            cache_dir,
+            samples_per_block=samples_per_block,
+            ascii_only=ascii_only,
+            text_column=text_column,
+            on_bad_row=on_bad_row,
+            max_rows=max_rows,
+        )
+        if ascii_only and not self._known.manifest.ascii_only:
+            raise ConfigError(
+                f"{self._store.uri} was built without ascii_only: build it again with it, or read all of it."
+            )
+        self.text_column = self._find_text_column(text_column)
+        self._reader = BlockReader(
+            self._store, partial(load_index, self._store), text_column=self.text_column
+        )
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="chunk ahead") if enable_prefetch else None
+        self._pending: tuple[Chunk, Future[list[str]]] | None = None
+        self._last_read: Chunk | None = None
+
+    @property
+    def manifest(self) -> BlockManifest:
+        """The blocks known now; all of them once ``is_complete``."""
+        manifest = self._known.manifest
+        return (
+            manifest
+            if manifest.text_column
+            else msgspec.structs.replace(manifest, text_column=self.text_column)
+        )
+
+    @property
+    def uri(self) -> str:
+        """Where the blocks are."""
+        return self._store.uri
+
+    def get_total_blocks(self) -> int:
+        """The number of blocks of the whole dataset; while it grows, this waits for its end."""
+        return self.wait_complete().total_blocks
+
+    def wait_complete(self) -> BlockManifest:
+        """The manifest of the whole dataset; while it grows, this waits for its end."""
+        return self._known.wait_until(lambda manifest: manifest.is_complete)
+
+    def get_block(self, block_id: int) -> Block:
+        """The block's metadata; nothing of its data is read. Waits for a block that is being built."""
+        entry = self._entry(block_id)
+        return Block(block_id, entry.sample_count, partial(self.is_last_block, block_id))
+
+    def is_last_block(self, block_id: int) -> bool:
+        """Whether no block follows; while the dataset grows, this waits until that is known."""
+        self._entry(block_id)
+        manifest = self._known.wait_until(lambda known: known.total_blocks > block_id + 1)
+        return block_id == manifest.total_blocks - 1
+
+    def get_chunk(self, block_id: int, chunk_id: int, chunk_size: int | None = None) -> list[str]:
+        """The text of each row of one chunk, as a fresh list; "" for a row without text.
+
+        One ranged read and one decode, or none when the chunk is cached.
+        """
+        entry, chunk = self._locate(block_id, chunk_id, chunk_size)
+        texts = self._take_prefetched(chunk)
+        if texts is None:
+            texts = self._reader.texts(entry, chunk.start, chunk.stop)
+        self._read_ahead(chunk, chunk_size or self.dataset_chunk_size)
+        return texts
+
+    def get_rows(self, block_id: int, chunk_id: int, chunk_size: int | None = None) -> list[dict[str, Any]]:
+        """All columns of each row of one chunk, as fresh objects."""
+        entry, chunk = self._locate(block_id, chunk_id, chunk_size)
+        return self._reader.chunk_rows(entry, chunk.start, chunk.stop)
+
+    def read_rows(self, block_id: int, start: int, stop: int) -> list[dict[str, Any]]:
+        """All columns of rows ``[start, stop)`` of a block, by number within the block.
+
+        One ranged read of the segments that cover them, or none when their chunk is cached.
+        """
+        entry = self._entry(block_id)
+        if not 0 <= start <= stop <= entry.sample_count:
+            raise IndexError(
+                f"block {block_id} has {entry.sample_count} rows; [{start}, {stop}) is not within it."
+            )
+        if start == stop:
+            return []
+        chunk = self._chunk(entry, start // self.dataset_chunk_size, self.dataset_chunk_size)
+        if stop > chunk.stop:
+            chunk = Chunk(block_id, -1, start, stop)
+        return self._reader.rows(entry, start, stop, chunk=chunk)
+
+    def close(self) -> None:
+        """Stops reading ahead and building; idempotent."""
+        if self._ahead is not None:
+            self._ahead.shutdown(cancel_futures=True)
+        self._known.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _entry(self, block_id: int) -> BlockEntry:
+        if block_id >= 0:
+            manifest = self._known.wait_until(lambda known: known.total_blocks > block_id)
+            if block_id < manifest.total_blocks:
+                return manifest.blocks[block_id]
+        manifest = self._known.manifest
+        growing = "" if manifest.is_complete else " so far"
+        raise IndexError(
+            f"{manifest.dataset_name} has {manifest.total_blocks} blocks{growing}; there is no block {block_id}."
+        )
+
+    def _locate(self, block_id: int, chunk_id: int, chunk_size: int | None) -> tuple[BlockEntry, Chunk]:
+        size = self.dataset_chunk_size if chunk_size is None else chunk_size
+        _check_chunk_size(size)
+        entry = self._entry(block_id)
+        return entry, self._chunk(entry, chunk_id, size)
+
+    def _chunk(self, entry: BlockEntry, chunk_id: int, size: int) -> Chunk:
+        start = chunk_id * size
+        if chunk_id < 0 or start >= entry.sample_count:
+            raise IndexError(
+                f"block {entry.block_id} has {-(-entry.sample_count // size)} chunks of {size} samples; there is no "
+                f"chunk {chunk_id}."
+            )
+        return Chunk(entry.block_id, chunk_id, start, min(start + size, entry.sample_count))
+
+    def _take_prefetched(self, chunk: Chunk) -> list[str] | None:
+        with self._lock:
+            pending = self._pending
+        # Waiting for it costs less than reading the same bytes twice.
+        return list(pending[1].result()) if pending is not None and pending[0] == chunk else None
+
+    def _read_ahead(self, chunk: Chunk, size: int) -> None:
+        """Reads the chunk after this one, if this one came after the one before it, as a sequential reader's does."""
+        if self._ahead is None:
+            return
+        with self._lock:
+            last, self._last_read = self._last_read, chunk
+            following = self._following(chunk, size)
+            if following is None or (last is not None and self._following(last, size) != (chunk)):
+                return
+            if self._pending is not None and self._pending[0] == following:
+                return
+            entry = self._known.manifest.blocks[following.block_id]
+            future = self._ahead.submit(self._reader.texts, entry, following.start, following.stop)
+            self._pending = (following, future)
+
+    def _following(self, chunk: Chunk, size: int) -> Chunk | None:
+        manifest = self._known.manifest
+        if chunk.stop < manifest.blocks[chunk.block_id].sample_count:
+            return self._chunk(manifest.blocks[chunk.block_id], chunk.chunk_id + 1, size)
+        if chunk.block_id + 1 < manifest.total_blocks:
+            return self._chunk(manifest.blocks[chunk.block_id + 1], 0, size)
+        return None
+
+    def _find_text_column(self, named: str | None) -> str:
+        manifest = self._known.manifest
+        if named is None and manifest.text_column:
+            return manifest.text_column
+        if not manifest.blocks:
+            return named or manifest.text_column or "text"
+        first = manifest.blocks[0]
+        reader = BlockReader(self._store, partial(load_index, self._store), text_column="text")
+        rows = reader.chunk_rows(first, 0, min(first.sample_count, 100))
+        return find_text_column(rows, named=named, where=self._store.uri)
+
+
+def _open(
+    dataset_path: str | Path | ObjectStore, cache_dir: str | Path | None, **settings: Any
+) -> tuple[ObjectStore, KnownBlocks]:
+    """``settings`` are those of ``plan_dataset``; they matter where rows become blocks."""
+    if not isinstance(dataset_path, (str, Path)):
+        return dataset_path, _stored(dataset_path)
+    text = str(dataset_path)
+    if not text.startswith("hf://"):
+        if "://" in text:
+            store = open_store(text)
+            return store, _stored(store)
+        path = Path(text).expanduser()
+        if (path / "block_manifest.json").is_file() or (path / "blocks").is_dir():
+            store = open_store(path)
+            return store, _stored(store)
+    source = open_source(dataset_path)
+    spec = plan_dataset(source, **settings)
+    store = open_store(cache_dir).child(dataset_key(spec)) if cache_dir else default_store(spec)
+    return store, GrowingBlocks(source, spec, store)
+
+
+def _stored(store: ObjectStore) -> StoredBlocks:
+    manifest = read_manifest(store) or manifest_of_bare_blocks(store)
+    if manifest is None:
+        raise SelectionError(
+            f"{store.uri} holds no dataset of blocks: neither block_manifest.json nor commits/ nor blocks/. Build one "
+            "with build_blocks."
+        )
+    return StoredBlocks(store, manifest)
+
+
+def _check_chunk_size(chunk_size: int) -> None:
+    if chunk_size < 1:
+        raise ConfigError(f"a chunk must have at least 1 sample, got {chunk_size}.")

@@ -1,0 +1,97 @@
+"""Files and directories of this machine as sources of rows."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, cast
+
+from metaflow_hf.data.sources.files import FileSource
+from metaflow_hf.data.sources.readers import READERS, file_format
+from metaflow_hf.errors import SelectionError
+from metaflow_hf.store.objects import encode_json
+
+logger = logging.getLogger("metaflow_hf.data")
+
+# Files that describe a dataset and hold none of its rows.
+_METADATA: Final = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "block_manifest.json"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """One file below a local directory, known by its name there."""
+
+    name: str
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def open(self) -> BinaryIO:
+        return cast("BinaryIO", self.path.open("rb", buffering=0))
+
+
+def open_local(path: Path) -> FileSource:
+    """A file, a directory of files in the order of their names, or a folder that ``save_to_disk`` made.
+
+    Files whose ending is not that of rows are left out. Raises ``SelectionError`` when nothing is left, or the
+    path does not exist or cannot be read.
+    """
+    path = path.absolute()
+    try:
+        files = list(_find_files(path))
+        digest = _digest(files)
+    except OSError as error:
+        raise SelectionError(f"{path} cannot be read: {error.strerror or error}.") from error
+    if not files:
+        raise SelectionError(
+            f"{path} holds no file with rows; readable are {', '.join(READERS)}, also .gz, .zst."
+        )
+    name = path.name.partition(".")[0] or path.name
+    return FileSource(name=name, source=f"file:{path.name}", files=files, source_digest=digest)
+
+
+def _find_files(path: Path) -> Iterator[LocalFile]:
+    if not path.is_dir():
+        yield LocalFile(path.name, path)
+        return
+    if (path / "dataset_dict.json").is_file():
+        path = _choose_split(path)
+    if (path / "state.json").is_file():
+        state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+        for entry in state["_data_files"]:
+            yield LocalFile(entry["filename"], path / entry["filename"])
+        return
+    if (path / "blocks").is_dir() and (path / "block_manifest.json").is_file():
+        path /= "blocks"
+    for file in sorted(path.rglob("*"), key=lambda found: found.relative_to(path).as_posix()):
+        name = file.relative_to(path).as_posix()
+        if not file.is_file() or any(part.startswith(".") for part in name.split("/")):
+            continue
+        if file.name in _METADATA or file_format(name) is None:
+            logger.debug("%s: no rows in %s", path, name)
+            continue
+        yield LocalFile(name, file)
+
+
+def _choose_split(path: Path) -> Path:
+    splits: list[str] = json.loads((path / "dataset_dict.json").read_bytes())["splits"]
+    if "train" in splits:
+        return path / "train"
+    if len(splits) == 1:
+        return path / splits[0]
+    raise SelectionError(f"{path} holds the splits {', '.join(splits)}: give the directory of one of them.")
+
+
+def _digest(files: list[LocalFile]) -> str:
+    """One sha256 for names, sizes and contents of all files."""
+    listing = []
+    for file in files:
+        with file.path.open("rb") as stream:
+            listing.append([file.name, file.size, hashlib.file_digest(stream, "sha256").hexdigest()])
+    return hashlib.sha256(encode_json(listing)).hexdigest()

@@ -1,0 +1,241 @@
+"""One reader per file format: from a file and a cursor to rows, in bounded memory."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, BinaryIO, Final
+
+from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
+from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.sources.compression import READ_BYTES, OpenableFile, damage_named, open_content
+from metaflow_hf.errors import ConfigError, SelectionError
+
+BATCH_ROWS: Final = 1000
+_BOM: Final = b"\xef\xbb\xbf"
+
+
+Reader = Callable[[OpenableFile, Cursor], Iterator[InputRows]]
+
+
+def reader_for(name: str) -> Reader:
+    """The reader for a file's ending (below ``.gz`` or ``.zst``). Raises ``SelectionError`` for others."""
+    ending = file_format(name)
+    if ending is None:
+        raise SelectionError(f"{name}: rows are read from {', '.join(READERS)}, also as .gz or .zst.")
+    return READERS[ending]
+
+
+def file_format(name: str) -> str | None:
+    """The ending of a readable file without its compression, or ``None``."""
+    lowered = name.lower()
+    for compression in (".gz", ".zst"):
+        lowered = lowered.removesuffix(compression)
+    return next((ending for ending in READERS if lowered.endswith(ending)), None)
+
+
+def read_jsonl(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """JSON lines as they are; goes on at the cursor's byte."""
+    yield from _read_lines(file, cursor, lambda lines: lines)
+
+
+def read_text(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """One row per line, split at line feeds only, the text unchanged."""
+    yield from _read_lines(file, cursor, lambda lines: [_text_row(line) for line in lines])
+
+
+def read_json(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """A JSON array, element by element; or JSON lines, which many files of this ending hold."""
+    with open_content(file) as stream:
+        first = stream.read(READ_BYTES).removeprefix(_BOM).lstrip()[:1]
+    if first == b"[":
+        yield from _read_rows(file, cursor, _array_elements)
+    else:
+        yield from read_jsonl(file, cursor)
+
+
+def read_csv(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """Cells stay text; the first line names the columns."""
+    delimiter = "\t" if ".tsv" in file.name.lower() else ","
+    yield from _read_rows(file, cursor, lambda stream, name: _csv_rows(stream, name, delimiter))
+
+
+def read_parquet(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """Row group by row group; goes on in the cursor's row group."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    with file.open() as stream, damage_named(file.name, pa.ArrowInvalid):
+        parquet = pa.parquet.ParquetFile(stream)
+        first = 0
+        for group in range(parquet.num_row_groups):
+            rows = parquet.metadata.row_group(group).num_rows
+            if first + rows > cursor.row:
+                batches = parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], use_threads=False)
+                yield from _arrow_rows(batches, file.name, cursor, first)
+            first += rows
+
+
+def read_arrow(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """The record batches of an Arrow stream, as ``datasets`` saves them."""
+    import pyarrow as pa
+    import pyarrow.ipc
+
+    with (
+        file.open() as stream,
+        damage_named(file.name, pa.ArrowInvalid),
+        pa.ipc.open_stream(stream) as reader,
+    ):
+        yield from _arrow_rows(
+            (batch.slice(at, BATCH_ROWS) for batch in reader for at in range(0, batch.num_rows, BATCH_ROWS)),
+            file.name,
+            cursor,
+            0,
+        )
+
+
+READERS: Final[dict[str, Reader]] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".txt": read_text,
+    ".text": read_text,
+    ".arrow": read_arrow,
+}
+
+
+def _read_lines(
+    file: OpenableFile, cursor: Cursor, convert: Callable[[list[bytes]], Sequence[InputRow]]
+) -> Iterator[InputRows]:
+    row, offset = cursor.row, cursor.offset
+    with open_content(file, offset) as stream:
+        if offset == 0 and stream.peek(len(_BOM)).startswith(_BOM):
+            offset = len(stream.read(len(_BOM)))
+        for lines in _split_lines(stream):
+            yield InputRows(convert(lines), file.name, row, _line_cursor(cursor.file, row, offset, lines))
+            row += len(lines)
+            offset += sum(map(len, lines)) + len(lines)
+
+
+def _line_cursor(file: int, row: int, offset: int, lines: list[bytes]) -> Callable[[int], Cursor]:
+    return lambda n: Cursor(file=file, row=row + n, offset=offset + sum(map(len, lines[:n])) + n)
+
+
+def _split_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
+    rest: list[bytes] = []
+    while chunk := stream.read(READ_BYTES):
+        head, newline, tail = chunk.rpartition(b"\n")
+        if not newline:
+            rest.append(chunk)
+            continue
+        yield b"".join([*rest, head]).split(b"\n")
+        rest = [tail] if tail else []
+    if rest:
+        yield [b"".join(rest)]
+
+
+def _text_row(line: bytes) -> InputRow:
+    try:
+        return {"text": line.decode()}
+    except UnicodeDecodeError as error:
+        return Unreadable(f"column 'text' is not UTF-8: {error.reason} at byte {error.start}")
+
+
+def _read_rows(
+    file: OpenableFile, cursor: Cursor, parse: Callable[[BinaryIO, str], Iterator[InputRow]]
+) -> Iterator[InputRows]:
+    """For formats without a place to go on at: rows before the cursor are read again and dropped."""
+    with open_content(file) as stream:
+        rows = islice(parse(stream, file.name), cursor.row, None)
+        first = cursor.row
+        while batch := list(islice(rows, BATCH_ROWS)):
+            yield InputRows(batch, file.name, first, _row_cursor(cursor.file, first))
+            first += len(batch)
+
+
+def _row_cursor(file: int, row: int) -> Callable[[int], Cursor]:
+    return lambda n: Cursor(file=file, row=row + n)
+
+
+def _array_elements(stream: BinaryIO, name: str) -> Iterator[InputRow]:
+    """The text of each element of a JSON array as a line of its own; read in pieces, each element whole."""
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        yield from _scan_array(text, name)
+
+
+def _scan_array(text: io.TextIOWrapper, name: str) -> Iterator[InputRow]:
+    scan = json.JSONDecoder().raw_decode
+    buffer, size = text.read(READ_BYTES), READ_BYTES
+    at = _skip_blanks(buffer, 0) + 1
+    wants_comma = False
+    while True:
+        at = _skip_blanks(buffer, at)
+        if buffer[at : at + 1] == "]":
+            return
+        try:
+            start = _skip_comma(buffer, at) if wants_comma else at
+            _, end = scan(buffer, start)
+        except json.JSONDecodeError as error:
+            more = text.read(size)
+            if not more:
+                raise SelectionError(
+                    f"{name}: not a complete JSON array, or not JSON at all: {error.msg} near "
+                    f"{buffer[at : at + 40]!r}."
+                ) from error
+            # An element larger than what was read: read as much again, so that large ones cost no more.
+            buffer, at, size = buffer[at:] + more, 0, size * 2
+            continue
+        # Outside of strings, where none may stand, a line end is only white space.
+        yield buffer[start:end].replace("\n", " ").replace("\r", " ").encode("utf-8", "surrogateescape")
+        at, size, wants_comma = end, READ_BYTES, True
+        if at > READ_BYTES:
+            buffer, at = buffer[at:] + text.read(READ_BYTES), 0
+
+
+def _skip_comma(text: str, at: int) -> int:
+    if text[at : at + 1] != ",":
+        raise json.JSONDecodeError("',' or ']' expected", text, at)
+    return _skip_blanks(text, at + 1)
+
+
+def _skip_blanks(text: str, at: int) -> int:
+    while text[at : at + 1] and text[at] in " \t\r\n":
+        at += 1
+    return at
+
+
+def _csv_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[InputRow]:
+    # The module's own limit of 128 KiB a cell guards nothing here, and texts are longer.
+    csv.field_size_limit(sys.maxsize)
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = csv.reader(text, delimiter=delimiter, strict=True)
+        try:
+            header = next(lines, [])
+            if len(set(header)) != len(header):
+                raise ConfigError(f"{name}: two columns have the same name: {', '.join(header)}.")
+            for cells in lines:
+                yield _csv_row(header, cells)
+        except csv.Error as error:
+            raise SelectionError(f"{name}, line {lines.line_num}: not CSV: {error}.") from error
+
+
+def _csv_row(header: list[str], cells: list[str]) -> InputRow:
+    if not cells:
+        return {}
+    if len(cells) != len(header):
+        return Unreadable(f"{len(cells)} cells, but the header names {len(header)} columns")
+    return dict(zip(header, cells, strict=True))
+
+
+def _arrow_rows(batches: Iterator[Any], name: str, cursor: Cursor, first: int) -> Iterator[InputRows]:
+    for batch in batches:
+        skip = min(max(cursor.row - first, 0), batch.num_rows)
+        if skip < batch.num_rows:
+            rows = batch.slice(skip).to_pylist()
+            yield InputRows(rows, name, first + skip, _row_cursor(cursor.file, first + skip))
+        first += batch.num_rows

@@ -1,0 +1,154 @@
+"""Rows of one's own, written one by one into the blocks of a dataset."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.encoding import EncodedRows, RowEncoder
+from metaflow_hf.data.manifest import BlockManifest, Compression, Cursor, DatasetSpec, OnBadRow
+from metaflow_hf.data.records import read_commit, read_completion
+from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
+from metaflow_hf.store import ObjectStore, open_store
+
+_FLUSH_ROWS: Final = 250
+
+
+class StreamingBlockWriter:
+    """Writes rows, one by one, into the blocks of a dataset; survives being killed at any moment.
+
+    ``output_dir`` is a directory or a URI of a store. After a restart with the same arguments ``next_cursor``
+    says how many calls of ``write`` are already committed: go on with the row after those, and the result is
+    that of an uninterrupted run. As a context manager it completes the dataset at the end; when the body
+    raises, what is committed stays and the dataset stays incomplete. A second writer of the same directory
+    waits until the first is gone, however it went.
+
+    ``text_column`` is found in the first row unless it is named. ``max_rows`` and ``max_bytes`` (of JSON lines)
+    end the dataset early; later rows are ignored. Raises ``ConfigError`` for a first row without a text column,
+    and ``DatasetMismatch`` when the directory holds another dataset. For use by one thread.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        dataset_name: str,
+        samples_per_block: int = 100_000,
+        *,
+        text_column: str | None = None,
+        compression: Compression | None = None,
+        max_rows: int | None = None,
+        max_bytes: int | None = None,
+        on_bad_row: OnBadRow = "raise",
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
+        self._spec = DatasetSpec(
+            dataset_name=dataset_name,
+            source="rows",
+            block_size=check_block_size(samples_per_block),
+            text_column=text_column,
+            compression=compression,
+            on_bad_row=on_bad_row,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
+        )
+        self._store = open_store(output_dir)
+        lease = hold_lease(self._store, ttl=lease_seconds)
+        assert lease is not None, "without a condition to wait for, the lease is ours in the end"
+        self._lease = lease
+        self._lines: list[bytes] = []
+        self._consumed: list[int] = []
+        self._first = 0
+        self._num_rows = 0
+        self._wants_more = True
+        self._writer: DatasetWriter | None = None
+        self._encoder: RowEncoder | None = None
+        try:
+            column = text_column or _stored_text_column(self._store)
+            if column is not None:
+                self._begin(column)
+        except BaseException:
+            lease.release()
+            raise
+
+    @property
+    def next_cursor(self) -> int:
+        """How many calls of ``write``, counted over all runs, are committed or under way in this run."""
+        return self._first + self._num_rows
+
+    def write(self, row: Mapping[str, Any] | str) -> None:
+        """Adds one row; a plain string is a row with the column ``text``.
+
+        A row without text is counted and skipped. Raises ``BadRowError`` for one that JSON cannot keep.
+        """
+        if not self._wants_more:
+            return
+        values: Mapping[str, Any] = {"text": row} if isinstance(row, str) else row
+        encoder = self._encoder
+        if encoder is None:
+            encoder = self._begin(find_text_column([values], named=None, where=self._spec.dataset_name))
+        line = encoder.encode_row(values, self._spec.dataset_name, self._first + self._num_rows)
+        self._num_rows += 1
+        if line is not None:
+            self._lines.append(line)
+            self._consumed.append(self._num_rows)
+        if self._num_rows == _FLUSH_ROWS:
+            self._flush()
+
+    def close(self) -> BlockManifest:
+        """Commits the last block and completes the dataset. Idempotent; when it raises, as ``abort``."""
+        try:
+            if self._writer is None:
+                self._begin(None)
+            self._flush()
+            writer = self._writer
+            assert writer is not None
+            return writer.finish()
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Drops what is not committed and lets others write; a later writer goes on. Idempotent."""
+        if self._writer is not None:
+            self._writer.discard()
+        self._lease.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+    def _begin(self, text_column: str | None) -> RowEncoder:
+        spec = msgspec.structs.replace(self._spec, text_column=text_column)
+        self._writer = DatasetWriter(self._store, spec, lease=self._lease)
+        self._first = self._writer.cursor.row
+        self._encoder = RowEncoder(text_column or "text", on_bad_row=spec.on_bad_row)
+        return self._encoder
+
+    def _flush(self) -> None:
+        if self._writer is None or not self._num_rows:
+            return
+        batch = EncodedRows(self._lines, self._consumed, self._num_rows, _cursor_after(self._first))
+        self._wants_more = self._writer.append(batch)
+        self._first += self._num_rows
+        self._lines, self._consumed, self._num_rows = [], [], 0
+
+
+def _cursor_after(row: int) -> Any:
+    return lambda n: Cursor(row=row + n)
+
+
+def _stored_text_column(store: ObjectStore) -> str | None:
+    completion = read_completion(store)
+    if completion is not None:
+        return completion.spec.text_column
+    commit = read_commit(store, 0)
+    return commit.spec.text_column if commit is not None else None

@@ -1,0 +1,318 @@
+"""Lines -> committed blocks. What is committed is never written again, and a killed writer loses its open block
+only.
+
+One block is open at a time, as a local file; only its sparse index is in memory. A full block is committed in
+three steps, each durable before the next: the block and its index are uploaded, ``commits/<n>.json`` is created
+with the source's cursor, and now and then the derived manifest is written. The next run goes on from the last
+commit, and its bytes are those of an uninterrupted run.
+"""
+
+import hashlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import BinaryIO, Final
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import zstandard
+
+from metaflow_hf.data.encoding import EncodedRows
+from metaflow_hf.data.index import SEGMENT_ROWS, IndexBuilder
+from metaflow_hf.data.manifest import (
+    BlockEntry,
+    BlockManifest,
+    Commit,
+    Completion,
+    Compression,
+    Cursor,
+    DatasetSpec,
+    block_name,
+)
+from metaflow_hf.data.records import (
+    COMPLETE_KEY,
+    MANIFEST_KEY,
+    commit_key,
+    encode,
+    read_commit,
+    read_completion,
+    read_manifest,
+)
+from metaflow_hf.environment import node_cache_root
+from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch
+from metaflow_hf.store import Digest, ObjectStore
+from metaflow_hf.store.leases import Lease, wait_for
+
+logger = logging.getLogger("metaflow_hf.data")
+
+LEASE_KEY: Final = "leases/writer"
+LEASE_SECONDS: Final = 20.0
+MANIFEST_SECONDS: Final = 60.0
+MANIFEST_GROWTH: Final = 1.1
+
+OnCommit = Callable[[BlockManifest], None]
+
+
+class DatasetWriter:
+    """Writes one dataset into a store, under its lease, from where the last commit ended.
+
+    ``cursor`` is where the source has to go on. Raises ``DatasetMismatch`` when the store holds another dataset.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        spec: DatasetSpec,
+        *,
+        lease: Lease,
+        on_commit: OnCommit | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.spec = spec
+        self._store = store
+        self._lease = lease
+        self._on_commit = on_commit
+        self._clock = clock
+        manifest = read_manifest(store)
+        self._blocks = list(manifest.blocks) if manifest else []
+        self._completion = read_completion(store)
+        self.cursor = Cursor()
+        self._skipped = 0
+        self._committed_bytes = 0
+        self._is_full = False
+        self._restore(manifest)
+        _remove_leftovers(store)
+        self._written_blocks, self._written_at = len(self._blocks), clock()
+        self._open = _OpenBlock(store, len(self._blocks), spec.compression)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._completion is not None
+
+    @property
+    def total_samples(self) -> int:
+        """Rows written so far, those of the open block included."""
+        return sum(block.sample_count for block in self._blocks) + self._open.rows
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of JSON lines written so far, before compression, those of the open block included."""
+        return self._committed_bytes + self._open.num_bytes
+
+    def append(self, batch: EncodedRows) -> bool:
+        """Takes the lines over and commits blocks that become full; ``False`` once the dataset has enough."""
+        batch = self._within_limits(batch)
+        if batch.lines and (self.is_complete or self._is_closed_by_partial_block()):
+            raise DatasetMismatch(
+                f"{self._store.uri} is complete with {self.total_samples} samples, but the source has more: it "
+                "changed since. Choose another directory."
+            )
+        taken = 0
+        while taken < len(batch.lines):
+            piece = batch.lines[taken : taken + self.spec.block_size - self._open.rows]
+            self._open.append(piece)
+            taken += len(piece)
+            if self._open.rows == self.spec.block_size:
+                used = batch.consumed[taken - 1]
+                self._commit(batch.after(used), self._skipped + used - taken)
+        self._skipped += batch.total_consumed - len(batch.lines)
+        self.cursor = batch.after(batch.total_consumed)
+        return not self._is_full
+
+    def finish(self) -> BlockManifest:
+        """Commits the last block and the completeness of the dataset. Idempotent."""
+        if self._completion is None:
+            if self._open.rows:
+                self._commit(self.cursor, self._skipped)
+            self._completion = Completion(
+                total_blocks=len(self._blocks),
+                total_samples=sum(block.sample_count for block in self._blocks),
+                skipped_rows=self._skipped,
+                digest=self._manifest(is_complete=True).digest,
+                spec=self.spec,
+            )
+            self._create(COMPLETE_KEY, self._completion)
+        self._open.discard()
+        manifest = self._manifest(is_complete=True)
+        self._write_manifest(manifest)
+        return manifest
+
+    def discard(self) -> None:
+        """Drops the open block; what is committed stays."""
+        self._open.discard()
+
+    def _restore(self, manifest: BlockManifest | None) -> None:
+        if manifest is not None and not self._blocks and self._completion is None:
+            return
+        last = read_commit(self._store, len(self._blocks) - 1) if self._blocks else None
+        stored = self._completion.spec if self._completion else last.spec if last else None
+        if self._blocks and stored is None:
+            raise DatasetMismatch(
+                f"{self._store.uri} holds blocks of other software: read them with BlockManager, or choose another "
+                "directory to build into."
+            )
+        if stored is not None:
+            self.spec.check_same(stored, where=self._store.uri)
+        if last is not None:
+            self.cursor, self._skipped = last.cursor, last.skipped_rows
+            self._committed_bytes = last.total_bytes
+        if self._completion is not None:
+            self._skipped = self._completion.skipped_rows
+
+    def _within_limits(self, batch: EncodedRows) -> EncodedRows:
+        room = len(batch.lines)
+        if self.spec.max_rows is not None:
+            room = min(room, self.spec.max_rows - self.total_samples)
+        if self.spec.max_bytes is not None:
+            ends = accumulate((len(line) + 1 for line in batch.lines), initial=self.total_bytes)
+            room = min(room, sum(end <= self.spec.max_bytes for end in islice(ends, 1, None)))
+        if room == len(batch.lines):
+            self._is_full = self.total_samples + room == self.spec.max_rows
+            return batch
+        self._is_full = True
+        consumed = batch.consumed[:room]
+        return EncodedRows(batch.lines[:room], consumed, consumed[-1] if room else 0, batch.after)
+
+    def _is_closed_by_partial_block(self) -> bool:
+        return bool(self._blocks) and self._blocks[-1].sample_count < self.spec.block_size
+
+    def _commit(self, cursor: Cursor, skipped: int) -> None:
+        if self._lease.lost:
+            raise ClaimLost(f"another process took over writing {self._store.uri}; this one stops.")
+        before = self._blocks[-1].end_index if self._blocks else 0
+        name = block_name(self._open.block_id, self.spec.compression)
+        self._committed_bytes += self._open.num_bytes
+        digest, rows, index = self._open.close()
+        self._store.take(self._open.path, f"blocks/{name}", digest)
+        block = BlockEntry(
+            block_id=self._open.block_id,
+            sample_count=rows,
+            start_index=before,
+            end_index=before + rows,
+            file_path=f"blocks/{name}",
+            size_bytes=digest.size,
+            sha256=digest.sha256,
+        )
+        self._store.put(block.index_key, index)
+        commit = Commit(
+            block=block,
+            index_sha256=hashlib.sha256(index).hexdigest(),
+            cursor=cursor,
+            skipped_rows=skipped,
+            total_bytes=self._committed_bytes,
+            spec=self.spec,
+        )
+        self._create(commit_key(block.block_id), commit)
+        self._open.discard()
+        self._blocks.append(block)
+        self._open = _OpenBlock(self._store, len(self._blocks), self.spec.compression)
+        manifest = self._manifest(is_complete=False)
+        if self._is_manifest_due():
+            self._write_manifest(manifest)
+        logger.info("%s: block %d with %d samples", self.spec.dataset_name, block.block_id, rows)
+        if self._on_commit is not None:
+            self._on_commit(manifest)
+
+    def _create(self, key: str, record: msgspec.Struct) -> None:
+        result = self._store.create(key, encode(record))
+        if not result.created:
+            raise DatasetMismatch(
+                f"{self._store.uri}/{key} was written with other content by another process at the same time: the "
+                "source gives different rows each time it is read, or changed. Build into another directory."
+            )
+
+    def _is_manifest_due(self) -> bool:
+        grown = len(self._blocks) >= self._written_blocks * MANIFEST_GROWTH
+        return grown or self._clock() - self._written_at >= MANIFEST_SECONDS
+
+    def _manifest(self, *, is_complete: bool) -> BlockManifest:
+        return BlockManifest.of(self.spec, self._blocks, skipped_rows=self._skipped, is_complete=is_complete)
+
+    def _write_manifest(self, manifest: BlockManifest) -> None:
+        self._store.put(MANIFEST_KEY, msgspec.json.format(encode(manifest), indent=2) + b"\n")
+        self._written_blocks, self._written_at = len(self._blocks), self._clock()
+
+
+def hold_lease(store: ObjectStore, *, ttl: float, done: Callable[[], bool] = lambda: False) -> Lease | None:
+    """The right to write this dataset, waited for while another process has it; ``None`` once ``done()``."""
+    lease = wait_for(store, LEASE_KEY, owner=f"{socket.gethostname()}:{os.getpid()}", ttl=ttl, done=done)
+    if lease is not None and lease.term > 1:
+        logger.info("going on with the dataset at %s", store.uri)
+    return lease
+
+
+def check_block_size(samples_per_block: int) -> int:
+    """Returns it, or raises ``ConfigError`` when it is not positive."""
+    if samples_per_block < 1:
+        raise ConfigError(f"samples_per_block must be at least 1, got {samples_per_block}.")
+    return samples_per_block
+
+
+def _scratch_directory(store: ObjectStore) -> Path:
+    """Where the open block lies: beside the blocks if they are local, else in this node's cache."""
+    parts = urlsplit(store.uri)
+    if parts.scheme == "file":
+        return Path(unquote(parts.path)) / "blocks"
+    return node_cache_root() / "open" / hashlib.sha256(store.uri.encode()).hexdigest()[:32]
+
+
+def _remove_leftovers(store: ObjectStore) -> None:
+    """Removes the open blocks of killed writers; one that was only stopped then fails instead of committing."""
+    for path in _scratch_directory(store).glob(".block_*.open"):
+        path.unlink(missing_ok=True)
+
+
+class _OpenBlock:
+    """The block that is being written: a local file, its hash, and its sparse index."""
+
+    def __init__(self, store: ObjectStore, block_id: int, compression: Compression | None) -> None:
+        self.block_id = block_id
+        self.rows = 0
+        self.num_bytes = 0
+        self.path = _scratch_directory(store) / f".block_{block_id:05d}.open"
+        self._file: BinaryIO | None = None
+        self._index = IndexBuilder()
+        self._sha = hashlib.sha256()
+        self._pending: list[bytes] = []
+        self._compress = zstandard.ZstdCompressor(level=3).compress if compression else None
+
+    def append(self, lines: Sequence[bytes]) -> None:
+        self.rows += len(lines)
+        self.num_bytes += sum(map(len, lines)) + len(lines)
+        self._pending += lines
+        while len(self._pending) >= SEGMENT_ROWS:
+            segment, self._pending = self._pending[:SEGMENT_ROWS], self._pending[SEGMENT_ROWS:]
+            self._write(segment)
+
+    def close(self) -> tuple[Digest, int, bytes]:
+        """Digest, rows and index of the block, whose file is then ready to be uploaded."""
+        if self._pending:
+            self._write(self._pending)
+            self._pending = []
+        if self._file is not None:
+            self._file.close()
+        digest = Digest(sha256=self._sha.hexdigest(), size=self._index.size_bytes)
+        return digest, self._index.num_rows, self._index.finish().to_bytes()
+
+    def discard(self) -> None:
+        """Removes the local file. Idempotent."""
+        if self._file is not None:
+            self._file.close()
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, lines: Sequence[bytes]) -> None:
+        data = b"\n".join(lines) + b"\n"
+        stored = self._compress(data) if self._compress else data
+        if self._file is None:
+            self._file = self._create_file()
+        self._sha.update(stored)
+        self._index.add(stored, len(lines))
+        self._file.write(stored)
+
+    def _create_file(self) -> BinaryIO:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self.path.open("xb")
