@@ -1,0 +1,62 @@
+"""Gradients of a DDP-wrapped model: the mean over ranks, as DDP itself would leave them.
+
+The rollout runs the module inside the wrapper, whose reducer therefore sees no forward pass and stays out of
+the way; the reduction happens here, once, after the last token chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+_BUCKET_BYTES = 25 * 2**20
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Every `.grad` becomes its mean over the ranks; nothing happens without DDP or inside `no_sync()`.
+
+    All ranks must call it. A gradient that some ranks lack counts as zero there; one that all lack stays None.
+    """
+    if not isinstance(model, DistributedDataParallel) or not model.require_backward_grad_sync:
+        return
+    group = model.process_group
+    parameters = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
+    for bucket in _buckets(_gradients_held_anywhere(parameters, group)):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        flat /= dist.get_world_size(group)
+        dist.all_reduce(flat, group=group)
+        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _gradients_held_anywhere(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> list[Tensor]:
+    if not parameters:
+        return []
+    held = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)
+    held = held.to(parameters[0].device)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX, group=group)
+    gradients = []
+    for parameter, is_held in zip(parameters, held.tolist(), strict=True):
+        if is_held and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+    return gradients
+
+
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type and device, up to 25 MiB together; the same on every rank."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        kind = (gradient.dtype, gradient.device)
+        full = sum(g.nbytes for g in bucket) + gradient.nbytes > _BUCKET_BYTES
+        if bucket and (full or kind != (bucket[0].dtype, bucket[0].device)):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket

@@ -1,0 +1,82 @@
+"""What is switched on a model for the time of one pass, and switched back whatever happens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+_log = logging.getLogger("metaflow_hf.rollout")
+
+
+@contextmanager
+def layers_checkpointed(model: nn.Module) -> Iterator[None]:
+    """Each transformer layer keeps its input only and runs again in the backward pass, carry included.
+
+    transformers' own switch would drop the cache, and works in training mode only; this wraps the layers'
+    `forward` instead and works in both modes.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        _log.info(
+            f"{type(model).__name__} has no layers to checkpoint; its token chunks keep all activations"
+        )
+    with ExitStack() as undo:
+        for layer in layers:
+            undo.callback(_set_or_delete, layer, "forward", layer.__dict__.get("forward", _MISSING))
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        yield
+
+
+@contextmanager
+def own_checkpointing_off(model: nn.Module) -> Iterator[None]:
+    """The gradient checkpointing of transformers, which silently drops the cache, is off inside."""
+    modules: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in modules:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.gradient_checkpointing = True
+
+
+def wants_checkpointing(model: nn.Module) -> bool:
+    """Whether the user switched transformers' gradient checkpointing on."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+class Precision:
+    """The autocast state at the time of the call, to be entered again by a later backward pass."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device_type = device.type
+        self._dtype = (
+            torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        )
+
+    def entered(self) -> AbstractContextManager[Any]:
+        """No cast is cached inside: one made without gradients would be reused by the pass that needs them."""
+        if self._dtype is None:
+            return torch.autocast(self._device_type, enabled=False) if self._enabled_now() else nullcontext()
+        return torch.autocast(self._device_type, dtype=self._dtype, cache_enabled=False)
+
+    def _enabled_now(self) -> bool:
+        return torch.is_autocast_enabled(self._device_type)
+
+
+_MISSING = object()
+
+
+def _set_or_delete(module: nn.Module, name: str, value: object) -> None:
+    if value is _MISSING:
+        delattr(module, name)
+    else:
+        setattr(module, name, value)
