@@ -1,0 +1,119 @@
+"""From a final lineage to a model that anybody can load."""
+
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.errors import TrainingIncomplete
+from metaflow_hf.references import ModelRef
+from metaflow_hf.store.models import save_directory
+from metaflow_hf.store.objects import ObjectStore, encode_json
+from metaflow_hf.train.files import PayloadFiles
+from metaflow_hf.train.lineage import ClosedRound, Lineage
+from metaflow_hf.train.models import (
+    export_dtype,
+    load_model,
+    load_tokenizer,
+    load_weights,
+    merge_adapters,
+    prepare,
+    save_model,
+    trained_parameters,
+)
+from metaflow_hf.train.ranges import Positions
+from metaflow_hf.train.tensors import TensorReader
+
+logger = logging.getLogger("metaflow_hf.train")
+
+
+def export_lineage(
+    *,
+    store: ObjectStore,
+    models: ObjectStore,
+    model_dir: Path,
+    config: TrainConfig,
+    flow: str,
+    run: str,
+    step: str,
+    task: str,
+    label: str = "model",
+    metadata: Mapping[str, Any] | None = None,
+    pathspec: str = "",
+) -> ModelRef:
+    """Saves the final model of a lineage with its tokenizer, once: later calls return the same reference.
+
+    ``store`` is rooted at ``training/<lineage>/``; ``models`` at the root that references are loaded from. The
+    weights are copied, so the reference outlives the lineage. Adapters are folded into the model. ``metadata`` is
+    added to what the lineage says about itself. Raises ``TrainingIncomplete`` when the newest round is not final.
+    """
+    lineage = Lineage(store)
+    newest = _final(lineage)
+    key = f"exports/{newest.manifest.weights.digest}.json"
+    known = list(store.list("exports"))
+    if any(info.key == key for info in known):
+        return ModelRef.from_json(_decode(store.get(key)))
+    with tempfile.TemporaryDirectory(prefix="export-") as scratch:
+        directory = Path(scratch) / "model"
+        write_model(lineage, newest, model_dir, config, directory)
+        reference = save_directory(
+            models,
+            directory,
+            flow=flow,
+            run=run,
+            step=step,
+            task=task,
+            label=label,
+            metadata={**_facts(lineage, newest), **(metadata or {})},
+            pathspec=pathspec,
+        )
+    result = store.create(key, encode_json(reference.to_json()))
+    return ModelRef.from_json(result.json())
+
+
+def write_model(
+    lineage: Lineage, closed: ClosedRound, model_dir: Path, config: TrainConfig, directory: Path
+) -> None:
+    """Writes the model of any closed round, with its tokenizer, as a directory that transformers loads."""
+    seed = config.data.seed
+    model = prepare(load_model(model_dir, config.model, seed=seed), config.model, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="weights-") as scratch:
+        files = PayloadFiles(lineage.store, Path(scratch))
+        with TensorReader(files.fetch(closed.manifest.weights)) as reader:
+            load_weights(trained_parameters(model), reader)
+    exported = merge_adapters(model)
+    save_model(exported.to(export_dtype(config.model, exported)), directory)
+    load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code).save_pretrained(directory)
+
+
+def _final(lineage: Lineage) -> ClosedRound:
+    spec = lineage.spec()
+    newest = lineage.newest()
+    if newest is None or not newest.manifest.final:
+        settled = len(newest.manifest.settled) if newest else 0
+        raise TrainingIncomplete(
+            f"the lineage {spec.lineage!r} is not final: {settled} of {spec.num_positions} positions are done. Let a "
+            "worker finish it: retry or resume the run, or run again with the same lineage."
+        )
+    return newest
+
+
+def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
+    manifest = newest.manifest
+    skipped = Positions.from_ranges(manifest.skipped)
+    return {
+        "lineage": lineage.spec().lineage,
+        "rounds": newest.number,
+        "tokens": manifest.tokens,
+        "positions_done": len(manifest.settled - skipped),
+        "positions_skipped": len(skipped),
+    }
+
+
+def _decode(content: bytes) -> dict[str, Any]:
+    import json
+
+    value: dict[str, Any] = json.loads(content)
+    return value

@@ -1,0 +1,336 @@
+"""A training run as the steps of a flow see it: plain values between them, one method per step.
+
+Light to import: what is heavy loads in the step that needs it.
+"""
+
+import logging
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.errors import ConfigError
+from metaflow_hf.events import Event
+from metaflow_hf.references import ModelRef
+from metaflow_hf.report.outcome import Outcome, Plan
+from metaflow_hf.store import ObjectStore, configured_store, quote_part
+
+if TYPE_CHECKING:
+    from metaflow_hf.data import BlockManager
+
+logger = logging.getLogger("metaflow_hf.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What is trained, on what, under which name; ``to_json`` and ``from_json`` carry it from task to task.
+
+    ``lineage`` names the training in the datastore, ``training`` and ``heldout`` the datasets of blocks there
+    (empty until they are built; ``heldout`` stays empty when rows of the training dataset are held out).
+    ``model_hub`` and ``data_hub`` are the hubs that they come from: ``embedded``, a URL, or ``None`` for the
+    environment's.
+    """
+
+    config: TrainConfig
+    lineage: str
+    training: str = ""
+    heldout: str = ""
+    model_hub: str | None = None
+    data_hub: str | None = None
+
+    @classmethod
+    def configured(
+        cls,
+        values: Mapping[str, Any],
+        *,
+        run: str,
+        repo_id: str | None = None,
+        revision: str | None = None,
+        dataset: str | None = None,
+        lineage: str | None = None,
+        num_gpus: int | None = None,
+        max_tokens: int | None = None,
+    ) -> Self:
+        """The job that a configuration describes, with a flow's parameters (where given) in place of its values.
+
+        ``run`` names the lineage when ``lineage`` does not; ``num_gpus`` 0 means all that are visible here, or one
+        branch on the CPU. The embedded hub serves what the configuration names; another model or dataset comes from
+        the environment's hub. Raises ``ConfigError`` that lists all mistakes.
+        """
+        config = TrainConfig.parse(_plain(values))
+        here = config.hub == "embedded"
+        model_hub = None if here and repo_id and repo_id != config.model.repo_id else config.hub
+        data_hub = None if here and dataset and dataset != config.data.dataset else config.hub
+        given: dict[str, dict[str, Any]] = {}
+        if repo_id:
+            # A revision of the configured model means nothing in another repository.
+            given["model"] = {"repo_id": repo_id, "revision": revision or "main"}
+        elif revision:
+            given["model"] = {"revision": revision}
+        if dataset:
+            given["data"] = {"dataset": dataset}
+            if dataset != config.data.dataset:
+                given["data"]["evaluation_dataset"] = None
+        if max_tokens is not None:
+            given["rounds"] = {"max_tokens": max_tokens}
+        if num_gpus is not None:
+            given.setdefault("rounds", {})["workers"] = _branches(num_gpus)
+        config = config.replace(**given)
+        for path, value, flag in (
+            ("model.repo_id", config.model.repo_id, "--repo_id"),
+            ("data.dataset", config.data.dataset, "--dataset"),
+        ):
+            if not value:
+                raise ConfigError(f"{path} is required: set it in the configuration or pass {flag}.")
+        return cls(config=config, lineage=quote_part(lineage or run), model_hub=model_hub, data_hub=data_hub)
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dict, as an artifact holds it."""
+        return {**asdict(self), "config": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The job that ``to_json`` wrote."""
+        return cls(**{**value, "config": TrainConfig.parse(value["config"])})
+
+    def check_data(self) -> Self:
+        """Looks at the datasets without downloading them: they exist, can be read, and have texts.
+
+        Raises ``ConfigError`` for an unknown text column, ``SelectionError`` and the hub's errors.
+        """
+        from metaflow_hf.data.build import plan_dataset
+        from metaflow_hf.data.sources import open_source
+
+        data = self.config.data
+        for source in filter(None, (data.dataset, data.evaluation_dataset)):
+            plan_dataset(
+                open_source(source), samples_per_block=data.samples_per_block, text_column=data.text_column
+            )
+        return self
+
+    def build(self) -> Self:
+        """Streams the datasets into blocks in the datastore, what is missing of them, and settles ``auto`` sizes."""
+        data = self.config.data
+        return replace(
+            self,
+            config=self.config.replace(data={"dataset_chunk_size": self._chunk_size()}),
+            training=self._build(str(data.dataset), data.max_samples),
+            heldout=self._build(data.evaluation_dataset, self.config.evaluation.max_samples)
+            if data.evaluation_dataset
+            else "",
+        )
+
+    def begin(self, model_dir: str | Path, base_model: Mapping[str, Any]) -> Plan:
+        """Starts the lineage, or joins the one of this name, and plans; safe to repeat.
+
+        ``base_model`` is the reference of ``model_dir``. Raises ``LineageMismatch`` with all differences when the
+        lineage trains something else, ``ConfigError`` for too little data, ``UnsupportedModelError``.
+        """
+        from metaflow_hf.train.planning import check_length, make_plan
+        from metaflow_hf.train.running import start_lineage
+
+        _without_progress_bars()
+        check_length(Path(model_dir), self.config)
+        with ExitStack() as stack:
+            training = stack.enter_context(self._open(self.training))
+            heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
+            spec = start_lineage(
+                store=self._lineage_store(),
+                blocks=training,
+                model_dir=Path(model_dir),
+                config=self.config,
+                lineage=self.lineage,
+            )
+            return make_plan(
+                spec, training, heldout, model_dir=Path(model_dir), config=self.config, base_model=base_model
+            )
+
+    def work(self, model_dir: str | Path, *, branch: int, write: Callable[[str], None]) -> str:
+        """Trains as one worker until the lineage is final; returns the worker's ``metrics.jsonl``.
+
+        SIGTERM publishes what is finished and raises ``TrainingIncomplete``, as any end but a final lineage raises.
+        """
+        from metaflow_hf.report import MetricsFile, ProgressLines, fan_out, open_tracker
+        from metaflow_hf.train.devices import take_share
+        from metaflow_hf.train.running import train_worker
+
+        workers = self.config.rounds.workers
+        take_share(branch, workers)
+        _without_progress_bars()
+        lines = ProgressLines(
+            write,
+            label=f"worker {branch}" if workers > 1 else "",
+            interval_seconds=self.config.report.interval_seconds,
+            planned_workers=workers,
+        )
+        with tempfile.TemporaryDirectory(prefix="metrics-") as scratch, stopping() as stop:
+            path = Path(scratch) / "metrics.jsonl"
+            with MetricsFile(path) as metrics, self._open(self.training) as blocks, ExitStack() as stack:
+                trackers = [
+                    stack.enter_context(
+                        closing(
+                            open_tracker(kind, run=f"{self.lineage}-{branch}", directory=Path("trackers"))
+                        )
+                    )
+                    for kind in self.config.report.trackers
+                ]
+                train_worker(
+                    store=self._lineage_store(),
+                    blocks=blocks,
+                    model_dir=Path(model_dir),
+                    config=self.config,
+                    lineage=self.lineage,
+                    on_event=fan_out(metrics, lines, *trackers),
+                    stop=stop,
+                )
+            return path.read_text("utf-8")
+
+    def export(self, model_dir: str | Path, *, pathspec: str) -> dict[str, Any]:
+        """The final model as a reference; the same one however often it is asked for.
+
+        ``pathspec`` is flow/run/step/task. Raises ``TrainingIncomplete`` while the lineage is not final.
+        """
+        from metaflow_hf.train.export import export_lineage
+
+        _without_progress_bars()
+        flow, run, step, task = pathspec.split("/")
+        reference: ModelRef = export_lineage(
+            store=self._lineage_store(),
+            models=configured_store(),
+            model_dir=Path(model_dir),
+            config=self.config,
+            flow=flow,
+            run=run,
+            step=step,
+            task=task,
+            metadata={"base_model": self.config.model.repo_id, "dataset": self.config.data.dataset},
+        )
+        return reference.to_json()
+
+    def evaluate(
+        self,
+        base_dir: str | Path,
+        model_dir: str | Path,
+        *,
+        plan: Plan,
+        model: Mapping[str, Any],
+        metrics: Sequence[str],
+        run: str,
+    ) -> Outcome:
+        """The same held-out texts and prompts under the model before and after training."""
+        from metaflow_hf.train.comparison import compare
+
+        _without_progress_bars()
+        with ExitStack() as stack:
+            training = stack.enter_context(self._open(self.training))
+            heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
+            return compare(
+                Path(base_dir),
+                Path(model_dir),
+                training=training,
+                heldout=heldout,
+                config=self.config,
+                plan=plan,
+                model=model,
+                events=merged_events(metrics),
+                run=run,
+            )
+
+    def _lineage_store(self) -> ObjectStore:
+        return configured_store().child(f"training/{self.lineage}")
+
+    def _build(self, source: str, max_rows: int | None) -> str:
+        """Builds (or finds) the blocks of a source in the datastore, and returns their key there."""
+        from metaflow_hf.data import BlockManager
+
+        data = self.config.data
+        root = configured_store().uri
+        with BlockManager(
+            source,
+            data.samples_per_block,
+            text_column=data.text_column,
+            on_bad_row=data.on_bad_row,
+            max_rows=max_rows,
+        ) as blocks:
+            blocks.wait_complete()
+            return blocks.uri.removeprefix(f"{root}/")
+
+    def _open(self, key: str) -> "BlockManager":
+        from metaflow_hf.data import BlockManager
+
+        data = self.config.data
+        return BlockManager(
+            configured_store().child(key),
+            data.samples_per_block,
+            self._chunk_size(),
+            text_column=data.text_column,
+        )
+
+    def _chunk_size(self) -> int:
+        """Samples a chunk; ``auto`` takes what the lineage began with, else what suits this machine."""
+        from metaflow_hf.data.sizes import chunk_samples
+
+        wanted = self.config.data.dataset_chunk_size
+        if wanted != "auto":
+            return wanted
+        return started_chunk_samples(self._lineage_store()) or chunk_samples()
+
+
+def merged_events(metrics: Sequence[str]) -> list[Event]:
+    """The events of several workers' ``metrics.jsonl`` in the order of time."""
+    from metaflow_hf.report import merge_events, parse_events
+
+    return merge_events(*(parse_events(text) for text in metrics))
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, for as long as the block lasts; the handler before is put back."""
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _without_progress_bars() -> None:
+    """Keeps transformers' bars out of a task's log, where they cannot be redrawn."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def started_chunk_samples(lineage: ObjectStore) -> int | None:
+    """The chunk size with which a lineage was started, or ``None`` when it was not."""
+    from metaflow_hf.train.lineage import Lineage
+
+    if not lineage.children("rounds"):
+        return None
+    return int(Lineage(lineage).spec().order["chunk_samples"])
+
+
+def _branches(num_gpus: int) -> int:
+    if num_gpus < 0:
+        raise ConfigError(
+            f"--num_gpus {num_gpus}: give a number of branches, or 0 for all GPUs of this machine."
+        )
+    if num_gpus:
+        return num_gpus
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def _plain(value: Any) -> Any:
+    """Metaflow's configuration values as plain dicts and lists."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,232 @@
+"""Models and tokenizers from a directory: causal language models only, safetensors first.
+
+Trained parameters are held in fp32, whatever the dtype of the checkpoint: ``model.dtype`` decides in which
+dtype the layers compute and the result is exported.
+"""
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from metaflow_hf.config import LoraConfig, ModelConfig
+from metaflow_hf.errors import UnsupportedModelError
+
+logger = logging.getLogger("metaflow_hf.train")
+
+_one_at_a_time = threading.Lock()
+_PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer in ``model_dir``. Raises ``UnsupportedModelError`` when there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{model_dir.name} has no usable tokenizer ({_first_line(error)}): take a model that comes with one."
+        ) from error
+
+
+def load_model(
+    model_dir: Path,
+    config: ModelConfig,
+    *,
+    initialise: bool | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
+    """The causal language model in ``model_dir`` on the CPU, in ``dtype``.
+
+    ``initialise`` (default: what the configuration says) makes fresh weights from ``seed`` instead of reading
+    them. Raises ``UnsupportedModelError`` for another kind of model, and for pickled weights without
+    ``model.allow_pickle``.
+    """
+    with _loading():
+        return _load_model(model_dir, config, initialise=initialise, seed=seed, dtype=dtype)
+
+
+def _load_model(
+    model_dir: Path, config: ModelConfig, *, initialise: bool | None, seed: int, dtype: torch.dtype
+) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    architecture = _architecture(model_dir, config)
+    fresh = config.initialise == "random" if initialise is None else initialise
+    if fresh:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                architecture, trust_remote_code=config.trust_remote_code, dtype=dtype
+            )
+        return model
+    loaded: nn.Module
+    loaded, report = AutoModelForCausalLM.from_pretrained(
+        model_dir,
+        config=architecture,
+        trust_remote_code=config.trust_remote_code,
+        use_safetensors=_has_safetensors(model_dir, config),
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    missing = sorted(report["missing_keys"])
+    if missing:
+        # transformers would make them up, differently in each process.
+        raise UnsupportedModelError(
+            f"{model_dir.name} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}): take a checkpoint "
+            "with a language-model head and all layers, or set model.initialise: random."
+        )
+    return loaded
+
+
+def prepare(model: nn.Module, config: ModelConfig, *, seed: int = 0) -> nn.Module:
+    """The model as it is trained: with adapters, whose first values come from ``seed``, if so configured."""
+    if config.lora is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return _with_adapters(model, config.lora)
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What training changes, by name; tied parameters once."""
+    return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
+
+
+def load_weights(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor] | Any) -> None:
+    """Copies named tensors into parameters of the same names."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The dtype in which the layers compute: ``auto`` is bf16 on a GPU that has it, else fp32."""
+    if config.dtype == "bfloat16":
+        return torch.bfloat16
+    if config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def export_dtype(config: ModelConfig, model: nn.Module) -> torch.dtype:
+    """The dtype of the exported weights: ``auto`` is that of the model that was trained on."""
+    if config.dtype != "auto":
+        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    declared = getattr(getattr(model, "config", None), "dtype", None)
+    return declared if isinstance(declared, torch.dtype) else torch.float32
+
+
+def save_model(model: nn.Module, directory: Path) -> None:
+    """Writes a model as a directory that transformers loads."""
+    exported: Any = model
+    with _loading():
+        exported.save_pretrained(directory)
+
+
+def merge_adapters(model: nn.Module) -> nn.Module:
+    """The model with its adapters folded into the weights; a model without any is returned as it is."""
+    merge = getattr(model, "merge_and_unload", None)
+    return merge() if callable(merge) else model
+
+
+def _architecture(model_dir: Path, config: ModelConfig) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModelError(
+            f"{model_dir.name} is no model that transformers knows ({_first_line(error)})."
+        ) from error
+    known = AutoModelForCausalLM._model_mapping  # noqa: SLF001  transformers has no public way to ask
+    declared = getattr(architecture, "architectures", None) or []
+    remote = "AutoModelForCausalLM" in (getattr(architecture, "auto_map", None) or {})
+    if remote and config.trust_remote_code:
+        return architecture
+    if (
+        type(architecture) not in known
+        or architecture.is_encoder_decoder
+        # Encoders such as BERT have a causal head too, but without is_decoder they look ahead.
+        or getattr(architecture, "is_decoder", True) is False
+        or (declared and not any(name.endswith(("CausalLM", "LMHeadModel", "Model")) for name in declared))
+    ):
+        kind = ", ".join(declared) or type(architecture).__name__
+        raise UnsupportedModelError(
+            f"{model_dir.name} is a {kind}: only causal language models (GPT-like decoders) can be trained here. "
+            "Choose a text-generation model."
+        )
+    return architecture
+
+
+def _has_safetensors(model_dir: Path, config: ModelConfig) -> bool:
+    if any(model_dir.glob("*.safetensors")):
+        return True
+    pickled = sorted(path.name for pattern in _PICKLED for path in model_dir.glob(pattern))
+    if not pickled:
+        raise UnsupportedModelError(
+            f"{model_dir.name} holds no weights: expected *.safetensors. Load a snapshot with weights, or set "
+            "model.initialise: random."
+        )
+    if not config.allow_pickle:
+        raise UnsupportedModelError(
+            f"{model_dir.name} has its weights only as pickle ({', '.join(pickled[:3])}), which can run any code when "
+            "it is loaded: choose a revision with safetensors, or set model.allow_pickle: true if you trust it."
+        )
+    return False
+
+
+def _with_adapters(model: nn.Module, lora: LoraConfig) -> nn.Module:
+    try:
+        import peft
+    except ImportError as error:
+        raise UnsupportedModelError(
+            "model.lora needs the package peft: pip install 'metaflow-hf[peft]'."
+        ) from error
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        # peft asks transformers for an attribute by its old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        try:
+            adapted: nn.Module = peft.get_peft_model(model, settings)
+        except ValueError as error:
+            raise UnsupportedModelError(
+                f"model.lora does not fit this model: {_first_line(error)}. Name its layers in "
+                "model.lora.target_modules."
+            ) from error
+    return adapted
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """One model at a time, without a bar: transformers switches global state while it builds one."""
+    from transformers.utils import logging as transformers_logging
+
+    with _one_at_a_time:
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

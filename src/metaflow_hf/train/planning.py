@@ -1,0 +1,130 @@
+"""What a run is going to do, told before its first step."""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data import BlockManager
+from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
+from metaflow_hf.errors import ConfigError
+from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.models import load_model, load_tokenizer, prepare
+from metaflow_hf.train.records import Spec
+from metaflow_hf.train.speed import tokens_per_second
+
+logger = logging.getLogger("metaflow_hf.train")
+
+SAMPLED_ROWS: Final = 200
+FEW_ROUNDS: Final = 40
+# Weights, gradients and the two moments of AdamW, in fp32.
+BYTES_PER_TRAINED_PARAMETER: Final = 16
+# Learned positions end there; rotary ones were never trained beyond.
+_POSITIONS: Final = ("max_position_embeddings", "n_positions")
+
+
+def make_plan(
+    spec: Spec,
+    training: BlockManager,
+    heldout: BlockManager | None,
+    *,
+    model_dir: Path,
+    config: TrainConfig,
+    base_model: Mapping[str, Any],
+) -> Plan:
+    """The plan of a started lineage. Tokens are estimated from some rows of the dataset, steps from tokens."""
+    parameters, trained = _count_parameters(model_dir, config)
+    samples = int(spec.order["num_samples"])
+    per_sample = _tokens_per_sample(training, model_dir, config)
+    available = round(samples * config.data.epochs * per_sample)
+    tokens = min(available, spec.max_tokens or available)
+    per_claim = per_sample * spec.order["claim_samples"]
+    workers = config.rounds.workers
+    per_step = config.data.batch_size * config.data.sequence_length
+    speed = tokens_per_second(model_dir, config, parameters=parameters)
+    seconds = None if speed is None else tokens / (speed * workers)
+    manifest = training.manifest
+    return Plan(
+        base_model=str(config.model.repo_id),
+        model_commit=str(base_model.get("commit_hash", "")),
+        dataset=str(config.data.dataset),
+        dataset_commit=manifest.commit_hash or "",
+        parameters=parameters,
+        trainable_parameters=trained,
+        samples=samples,
+        heldout_samples=min(
+            heldout.manifest.total_samples if heldout else config.data.heldout_samples,
+            config.evaluation.max_samples,
+        ),
+        tokens=tokens,
+        claims=min(spec.num_positions, math.ceil(tokens / per_claim)),
+        claim_samples=int(spec.order["claim_samples"]),
+        steps=math.ceil(tokens / min(per_claim, per_step)),
+        rounds=0 if speed is None else _rounds(tokens, per_claim, speed, config),
+        seconds=seconds,
+        workers=workers,
+        batch_size=config.data.batch_size,
+        sequence_length=config.data.sequence_length,
+        memory_bytes=trained * BYTES_PER_TRAINED_PARAMETER + (parameters - trained) * 4,
+        lineage=spec.lineage,
+        notes=tuple(_notes(spec, tokens, per_claim, available, workers)),
+    )
+
+
+def _rounds(tokens: int, per_claim: float, speed: float, config: TrainConfig) -> int:
+    """A round lasts until its time box is over, and then to the end of the claim in hand."""
+    claims = math.ceil(config.rounds.seconds * speed / per_claim)
+    return math.ceil(tokens / (claims * per_claim * config.rounds.workers))
+
+
+def check_length(model_dir: Path, config: TrainConfig) -> None:
+    """Raises ``ConfigError`` when sequences would be longer than the positions that the model knows."""
+    values = json.loads((model_dir / "config.json").read_text("utf-8"))
+    limits = [values[name] for name in _POSITIONS if isinstance(values.get(name), int)]
+    if limits and config.data.sequence_length > limits[0]:
+        raise ConfigError(
+            f"data.sequence_length = {config.data.sequence_length:,} is more than the {limits[0]:,} positions of "
+            f"{config.model.repo_id}: lower it."
+        )
+
+
+def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
+    import torch
+
+    with torch.device("meta"):
+        model = prepare(load_model(model_dir, config.model, initialise=True), config.model)
+    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+
+
+def _tokens_per_sample(blocks: BlockManager, model_dir: Path, config: TrainConfig) -> float:
+    """Mean tokens of a sample with its end, from rows spread over the first blocks."""
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    rows: list[dict[str, Any]] = []
+    sizes = [block.sample_count for block in blocks.manifest.blocks][:4]
+    for block_id, size in enumerate(sizes):
+        rows += blocks.read_rows(block_id, 0, min(size, SAMPLED_ROWS // len(sizes)))
+    documents = encode_rows(rows, tokenizer, text_column=config.data.text_column or blocks.text_column)
+    if not documents:
+        return 0.0
+    counted = sum(sum(label != IGNORE_INDEX for label in document.labels) + 1 for document in documents)
+    return counted / len(documents)
+
+
+def _notes(spec: Spec, tokens: int, per_claim: float, available: int, workers: int) -> list[str]:
+    notes = []
+    claims_per_worker = tokens / per_claim / workers
+    if workers > 1 and claims_per_worker < FEW_ROUNDS:
+        notes.append(
+            f"each worker will train about {claims_per_worker:.0f} claims, too few for {FEW_ROUNDS} rounds: lower "
+            "rounds.claim_samples or the number of workers for a better model."
+        )
+    if spec.max_tokens is not None and spec.max_tokens > available:
+        notes.append(
+            f"the data holds about {available:,} tokens, fewer than rounds.max_tokens = {spec.max_tokens:,}: training "
+            "ends with the data; raise data.epochs to go over it again."
+        )
+    return notes

@@ -1,0 +1,199 @@
+"""From a configuration to a started lineage, and to a worker that trains it."""
+
+import logging
+import os
+import random
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.manager import BlockManager
+from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.events import OnEvent, ignore
+from metaflow_hf.store.objects import ObjectStore, new_nonce
+from metaflow_hf.store.probing import probe
+from metaflow_hf.train.assembly import assemble_worker
+from metaflow_hf.train.closing import Pace
+from metaflow_hf.train.heartbeat import Heartbeat, Patience, this_process
+from metaflow_hf.train.lineage import Lineage
+from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf.train.records import Payload, Round, Spec
+from metaflow_hf.train.schedule import Budget, Schedule
+from metaflow_hf.train.spec import check_same, make_spec, order_of, training_samples
+from metaflow_hf.train.tensors import write_all
+from metaflow_hf.train.trainer import ModelTrainer
+from metaflow_hf.train.worker import Plan, new_attempt
+
+logger = logging.getLogger("metaflow_hf.train")
+
+
+def start_lineage(
+    *, store: ObjectStore, blocks: BlockManager, model_dir: Path, config: TrainConfig, lineage: str
+) -> Spec:
+    """Starts a lineage, or joins the one that is there: idempotent, and safe by many at once.
+
+    ``store`` is rooted at ``training/<lineage>/``. Stores the initial weights, then ``spec.json``, then round 0.
+    Raises ``LineageMismatch`` when the lineage was started with another configuration, ``ConfigError`` for a
+    dataset that is incomplete or too small, ``UnsupportedModelError``, ``UnsupportedStore``.
+    """
+    probe(store)
+    target = Lineage(store)
+    manifest = blocks.wait_complete()
+    if not store.children("rounds"):
+        with tempfile.TemporaryDirectory(prefix="lineage-") as scratch:
+            weights = _store_initial_weights(target, Path(scratch), model_dir, config)
+        spec = target.create_spec(_spec(blocks, model_dir, config, lineage, weights))
+        check_same(spec, _spec(blocks, model_dir, config, lineage, weights, resolved=spec))
+        first = Round(nonce=new_nonce(), round=0, parent=None, weights=spec.initial_weights)
+        target.create_round(first)
+    spec = target.spec()
+    check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
+    logger.info(f"lineage {lineage}: {spec.num_positions} positions of {manifest.dataset_name}")
+    return spec
+
+
+def train_worker(
+    *,
+    store: ObjectStore,
+    blocks: BlockManager,
+    model_dir: Path,
+    config: TrainConfig,
+    lineage: str,
+    device: torch.device | str | None = None,
+    attempt: str | None = None,
+    on_event: OnEvent = ignore,
+    stop: threading.Event | None = None,
+    patience: Patience | None = None,
+    pace: Pace | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    rng: random.Random | None = None,
+) -> None:
+    """Trains as one of any number of workers, and returns only when the lineage is final.
+
+    ``store`` is rooted at ``training/<lineage>/``, which ``start_lineage`` started. ``stop``, once set (by a signal
+    handler), ends the work within ``pace.grace`` seconds plus one upload: what is finished is published, the claim in
+    hand dropped. A process whose parent died stops the same way. Any end but a final lineage raises:
+    ``TrainingIncomplete`` when stopped or when a position fails again and again, ``LineageMismatch`` for another
+    configuration, ``NonFiniteLoss``, ``StoreUnavailable`` after bounded retries. ``device`` defaults to the first
+    visible GPU, else the CPU.
+    """
+    rng = rng or random.SystemRandom()
+    attempt = attempt or new_attempt(rng)
+    target = Lineage(store)
+    spec = target.spec()
+    check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    order = order_of(spec.order, _samples(blocks, config))
+    heartbeat = Heartbeat(
+        store, attempt, patience=patience or Patience(), process=this_process(), clock=clock
+    )
+    trainer = ModelTrainer(
+        _trainable_model(model_dir, config, place),
+        load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code),
+        blocks,
+        order,
+        config,
+        text_column=config.data.text_column or blocks.text_column,
+        device=place,
+        progress=heartbeat.progress,
+    )
+    plan = _plan(config, spec, order)
+    with tempfile.TemporaryDirectory(prefix="worker-") as scratch:
+        assemble_worker(
+            plan=plan,
+            lineage=target,
+            blocks=blocks,
+            order=order,
+            trainer=trainer,
+            heartbeat=heartbeat,
+            scratch=Path(scratch),
+            attempt=attempt,
+            rounds=config.rounds,
+            pace=pace or Pace(),
+            on_event=on_event,
+            stop=_stop_reason(stop or threading.Event()),
+            clock=clock,
+            sleep=sleep,
+            rng=rng,
+        ).run()
+
+
+def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
+    rounds, settings = config.rounds, config.optimizer
+
+    def describe(position: int) -> str:
+        span = order.locate(position)
+        return f"block {span.block_id}, rows {span.start} to {span.stop}"
+
+    return Plan(
+        budget=Budget(spec.num_positions, spec.max_tokens),
+        schedule=Schedule(
+            settings.learning_rate, settings.schedule, settings.warmup_fraction, settings.final_fraction
+        ),
+        workers=rounds.workers,
+        solo_start=rounds.solo_start,
+        max_failures=rounds.max_failures,
+        skip_failing=rounds.on_failure == "skip",
+        keep_all=rounds.keep == "all",
+        describe=describe,
+    )
+
+
+def _trainable_model(model_dir: Path, config: TrainConfig, device: torch.device) -> torch.nn.Module:
+    # Only what is trained has to be fp32.
+    dtype = torch.float32 if config.model.lora is None else compute_dtype(config.model, device)
+    model = load_model(model_dir, config.model, seed=config.data.seed, dtype=dtype)
+    return prepare(model, config.model, seed=config.data.seed)
+
+
+def _store_initial_weights(lineage: Lineage, scratch: Path, model_dir: Path, config: TrainConfig) -> Payload:
+    model = prepare(
+        load_model(model_dir, config.model, seed=config.data.seed), config.model, seed=config.data.seed
+    )
+    weights = {name: p.detach().float() for name, p in trained_parameters(model).items()}
+    path = scratch / "initial.safetensors"
+    digest = write_all(path, weights)
+    return lineage.upload_payload(path, "weights", 0, digest)
+
+
+def _spec(
+    blocks: BlockManager,
+    model_dir: Path,
+    config: TrainConfig,
+    lineage: str,
+    weights: Payload,
+    *,
+    resolved: Spec | None = None,
+) -> Spec:
+    """The specification that this configuration asks for; ``auto`` takes what an existing one resolved it to."""
+    if resolved is not None and config.rounds.claim_samples == "auto":
+        config = config.replace(rounds={"claim_samples": resolved.order["claim_samples"]})
+    return make_spec(
+        config,
+        lineage=lineage,
+        manifest=blocks.manifest,
+        chunk_size=blocks.dataset_chunk_size,
+        model_dir=model_dir,
+        initial_weights=weights,
+    )
+
+
+def _samples(blocks: BlockManager, config: TrainConfig) -> list[int]:
+    return training_samples([block.sample_count for block in blocks.manifest.blocks], config)
+
+
+def _stop_reason(stop: threading.Event) -> Callable[[], str | None]:
+    parent = os.getppid()
+
+    def reason() -> str | None:
+        if stop.is_set():
+            return "it was told to stop"
+        return "its parent process is gone" if os.getppid() != parent else None
+
+    return reason

@@ -1,0 +1,225 @@
+"""`spec.json`: what a lineage trains, and the digest of everything that changes the mathematics.
+
+Whoever joins a lineage must agree on that; how many workers there are, how long rounds take, what is reported
+and kept may differ.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.errors import ConfigError, LineageMismatch
+from metaflow_hf.store.objects import encode_json
+from metaflow_hf.train.records import Payload, Spec, digest_of, flatten
+
+CLAIMS_PER_WORKER: Final = 160
+# What transformers notes about itself in a config.json; it does not change the model.
+_TOKENIZER_FILES: Final = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "chat_template*",
+    "*.model",
+)
+_WEIGHT_FILES: Final = ("*.safetensors", "*.bin")
+_SAMPLE_BYTES: Final = 2**20
+_BOOKKEEPING: Final = ("_name_or_path", "transformers_version", "_commit_hash")
+
+
+class BlocksManifest(Protocol):
+    """What is read of a dataset's manifest."""
+
+    @property
+    def dataset_name(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def is_complete(self) -> bool: ...
+    @property
+    def blocks(self) -> Sequence[Any]: ...
+
+
+def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[int]:
+    """Samples per block that are trained: all, without those beyond ``max_samples`` and the held-out ones.
+
+    Raises ``ConfigError`` when nothing would be left.
+    """
+    total = sum(block_samples)
+    limit = min(total, config.data.max_samples or total)
+    if config.data.evaluation_dataset is None:
+        limit -= config.data.heldout_samples
+    if limit < 1:
+        raise ConfigError(
+            f"the dataset has {total} samples, of which data.heldout_samples = {config.data.heldout_samples} are "
+            "held out: nothing is left to train on. Lower data.heldout_samples, or name a "
+            "data.evaluation_dataset."
+        )
+    kept = []
+    for samples in block_samples:
+        kept.append(min(samples, limit))
+        limit -= kept[-1]
+    return kept
+
+
+def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int) -> int:
+    """Rows per claim: what the configuration says, or for ``auto`` as many as leave each worker enough claims.
+
+    Enough are four claims in each of 40 rounds, so that a claim is at most a quarter of a round; a claim holds
+    at least one row. Divides ``chunk_size``.
+    """
+    wanted = config.rounds.claim_samples
+    if wanted == "auto":
+        rows = num_samples * config.data.epochs // (CLAIMS_PER_WORKER * config.rounds.workers)
+        return max(size for size in _divisors(chunk_size) if size <= max(rows, 1))
+    if chunk_size % wanted:
+        near = min(_divisors(chunk_size), key=lambda size: abs(size - wanted))
+        raise ConfigError(
+            f"rounds.claim_samples = {wanted} does not divide data.dataset_chunk_size = {chunk_size}; the nearest "
+            f"that does is {near}."
+        )
+    return wanted
+
+
+def make_spec(
+    config: TrainConfig,
+    *,
+    lineage: str,
+    manifest: BlocksManifest,
+    chunk_size: int,
+    model_dir: Path,
+    initial_weights: Payload,
+) -> Spec:
+    """The specification of a new lineage. Raises ``ConfigError`` for an incomplete or too small dataset."""
+    if not manifest.is_complete:
+        raise ConfigError(
+            f"the dataset {manifest.dataset_name!r} is still being built: training by rounds needs all of it."
+        )
+    samples = training_samples([block.sample_count for block in manifest.blocks], config)
+    order = {
+        "seed": config.data.seed,
+        "shuffle": config.data.shuffle,
+        "epochs": config.data.epochs,
+        "chunk_samples": chunk_size,
+        "claim_samples": claim_samples(config, chunk_size, sum(samples)),
+        "num_samples": sum(samples),
+    }
+    values = hyperparameters(config, model_dir)
+    dataset = {"key": manifest.dataset_name, "digest": manifest.digest}
+    return Spec(
+        lineage=lineage,
+        dataset=dataset,
+        order=order,
+        num_positions=order_of(order, samples).num_positions,
+        max_tokens=config.rounds.max_tokens,
+        hyperparameters=values,
+        config_digest=digest_of(encode_json(_mathematics(dataset, order, values, config.rounds.max_tokens))),
+        initial_weights=initial_weights,
+    )
+
+
+def order_of(order: Mapping[str, Any], samples: Sequence[int]) -> ClaimOrder:
+    """The order of claims that a specification describes; ``samples`` are those trained of each block."""
+    return ClaimOrder(
+        samples,
+        order["chunk_samples"],
+        order["claim_samples"],
+        seed=order["seed"],
+        epochs=order["epochs"],
+        shuffle=order["shuffle"],
+    )
+
+
+def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
+    """Everything in a configuration that changes the mathematics, and the architecture in ``model_dir``."""
+    return {
+        "model": {
+            "repo_id": config.model.repo_id,
+            "architecture": architecture_digest(model_dir),
+            "tokenizer": tokenizer_digest(model_dir),
+            # Adapters are trained on weights that are in no round.
+            "base": None if config.model.lora is None else weights_digest(model_dir),
+            "dtype": config.model.dtype,
+            "initialise": config.model.initialise,
+            "lora": None if config.model.lora is None else config.model.lora.model_dump(mode="json"),
+        },
+        "data": {
+            "sequence_length": config.data.sequence_length,
+            "batch_size": config.data.batch_size,
+            "packing": config.data.packing,
+            "text_column": config.data.text_column,
+        },
+        "rollout": {
+            "use_chunked_training": config.rollout.use_chunked_training,
+            "gradient": config.rollout.gradient,
+            # Exact gradients do not depend on where a sequence is cut; truncated ones do.
+            "chunk_size": config.rollout.chunk_size if config.rollout.gradient == "truncated" else None,
+        },
+        "optimizer": config.optimizer.model_dump(mode="json"),
+        "rounds": config.rounds.model_dump(
+            mode="json",
+            include={"merge", "outer_learning_rate", "outer_momentum", "encoding", "solo_start"},
+        ),
+    }
+
+
+def tokenizer_digest(model_dir: Path) -> str:
+    """The digest of the files that decide how text becomes tokens."""
+    names = sorted({path for pattern in _TOKENIZER_FILES for path in model_dir.glob(pattern)})
+    return digest_of(encode_json({path.name: digest_of(path.read_bytes()) for path in names}))
+
+
+def weights_digest(model_dir: Path) -> str:
+    """A digest of the weights' files by size and by their first and last MiB; cheap, and other weights differ in it."""
+    facts = {}
+    for path in sorted(path for pattern in _WEIGHT_FILES for path in model_dir.glob(pattern)):
+        with path.open("rb") as file:
+            head = file.read(_SAMPLE_BYTES)
+            file.seek(max(path.stat().st_size - _SAMPLE_BYTES, 0))
+            facts[path.name] = [path.stat().st_size, digest_of(head), digest_of(file.read())]
+    return digest_of(encode_json(facts))
+
+
+def architecture_digest(model_dir: Path) -> str:
+    """The digest of a model's ``config.json`` without what transformers notes about itself."""
+    values = json.loads((model_dir / "config.json").read_text("utf-8"))
+    return digest_of(encode_json({key: value for key, value in values.items() if key not in _BOOKKEEPING}))
+
+
+def check_same(theirs: Spec, ours: Spec) -> None:
+    """Raises ``LineageMismatch`` listing every difference that changes the mathematics."""
+    if theirs.config_digest == ours.config_digest:
+        return
+    before, after = (
+        flatten(_mathematics(spec.dataset, spec.order, spec.hyperparameters, spec.max_tokens))
+        for spec in (theirs, ours)
+    )
+    lines = [
+        f"  {path}: {before.get(path)!r} in the lineage, {after.get(path)!r} here"
+        for path in sorted(before.keys() | after.keys())
+        if before.get(path) != after.get(path)
+    ]
+    raise LineageMismatch(
+        f"the lineage {theirs.lineage!r} was started with another configuration:\n"
+        + "\n".join(lines)
+        + "\nUse the lineage's values, or start another lineage."
+    )
+
+
+def _mathematics(
+    dataset: Mapping[str, str], order: Mapping[str, Any], values: Mapping[str, Any], max_tokens: int | None
+) -> dict[str, Any]:
+    # The key of a dataset is a name; its digest is what is trained.
+    return {
+        "dataset": {"digest": dataset["digest"]},
+        "order": dict(order),
+        "rounds": {**values["rounds"], "max_tokens": max_tokens},
+        **{key: value for key, value in values.items() if key != "rounds"},
+    }
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]

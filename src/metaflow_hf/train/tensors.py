@@ -1,0 +1,137 @@
+"""Files of named tensors, read and written one tensor at a time, in the safetensors format.
+
+The bytes of a file depend on names and values alone, so equal weights have equal digests. safetensors' own
+writer wants all tensors at once; this one holds one.
+"""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from metaflow_hf.errors import IntegrityError
+from metaflow_hf.store.objects import Digest
+
+_NAMES: Final[Mapping[torch.dtype, str]] = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.int64: "I64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Shape and dtype of one tensor that will be written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class TensorReader:
+    """The tensors of one file, mapped into memory and read when asked for; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file: Any = safe_open(str(path), framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise IntegrityError(f"{path.name} is not a readable safetensors file: {error}.") from error
+        self.names: frozenset[str] = frozenset(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, without reading it."""
+        return tuple(self._file.get_slice(name).get_shape())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.__exit__(kind, error, trace)
+
+
+class TensorWriter:
+    """Writes one file tensor by tensor; ``close`` completes it and returns its digest.
+
+    ``add`` must be given exactly the names of ``layouts`` in sorted order, tensors on any device; anything else
+    raises ``ValueError``, as does a ``close`` too early.
+    """
+
+    def __init__(self, path: Path, layouts: Mapping[str, Layout]) -> None:
+        self._layouts = layouts
+        self._due = deque(sorted(layouts))
+        self._sha = hashlib.sha256()
+        self._size = 0
+        self._file = path.open("wb")
+        self._write(_header(self._due, layouts))
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Appends the tensor that is due next."""
+        if not self._due or name != self._due[0]:
+            raise ValueError(f"tensor {name!r} is not the one that is due.")
+        if tuple(tensor.shape) != self._layouts[name].shape or tensor.dtype != self._layouts[name].dtype:
+            raise ValueError(f"tensor {name!r} differs from its layout {self._layouts[name]}.")
+        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        self._due.popleft()
+
+    def close(self) -> Digest:
+        """Completes the file."""
+        self._file.close()
+        if self._due:
+            raise ValueError(f"tensor {self._due[0]!r} was not given.")
+        return Digest(sha256=self._sha.hexdigest(), size=self._size)
+
+    def _write(self, data: Any) -> None:
+        view = memoryview(data)
+        self._file.write(view)
+        self._sha.update(view)
+        self._size += view.nbytes
+
+
+def write_tensors(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[tuple[str, Tensor]]) -> Digest:
+    """Writes a stream of named tensors to a file and returns its digest, holding one tensor at a time."""
+    writer = TensorWriter(path, layouts)
+    for name, tensor in tensors:
+        writer.add(name, tensor)
+    return writer.close()
+
+
+def write_all(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
+    """Writes tensors that are at hand; see ``write_tensors``."""
+    layouts = {name: Layout(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    return write_tensors(path, layouts, ((name, tensors[name]) for name in sorted(tensors)))
+
+
+def _header(names: Iterable[str], layouts: Mapping[str, Layout]) -> bytes:
+    entries: dict[str, Any] = {}
+    offset = 0
+    for name in names:
+        layout = layouts[name]
+        stop = offset + layout.num_bytes
+        entries[name] = {
+            "dtype": _NAMES[layout.dtype],
+            "shape": list(layout.shape),
+            "data_offsets": [offset, stop],
+        }
+        offset = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
