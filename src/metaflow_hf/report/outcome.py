@@ -1,0 +1,90 @@
+"""What a report says besides events: the plan before training, and the outcome at its end.
+
+Both are plain frozen values, so that a flow keeps them as artifacts and a card in another process is drawn
+from them. Nothing here is computed: whoever knows a number writes it down.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from metaflow_hf.events import Evaluated, Sampled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run is going to do, known before the first step.
+
+    ``tokens``, ``steps``, ``rounds``, ``memory_bytes`` (of one worker) and ``seconds`` are estimates; ``steps``
+    counts the steps of all workers together. ``trainable_parameters`` is None when all of them are trained.
+    ``notes`` are sentences for people (what was chosen and why, warnings). 0, None and "" mean: not known, and
+    the line is left out.
+    """
+
+    base_model: str
+    dataset: str
+    model_commit: str = ""
+    dataset_commit: str = ""
+    parameters: int = 0
+    trainable_parameters: int | None = None
+    samples: int = 0
+    heldout_samples: int = 0
+    tokens: int = 0
+    claims: int = 0
+    claim_samples: int = 0
+    steps: int = 0
+    rounds: int = 0
+    workers: int = 1
+    batch_size: int = 0
+    sequence_length: int = 0
+    memory_bytes: int = 0
+    seconds: float | None = None
+    lineage: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run achieved.
+
+    ``before`` and ``after`` are the same held-out text measured on the untrained and the trained model,
+    ``unigram`` the same text under a unigram model of the training tokens, ``xz_bits_per_byte`` what ``xz -9``
+    needs for it. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
+    reference (a plain dict), ``seconds`` the wall clock of the training, ``card`` the card's path or address,
+    ``run_pathspec`` (``TrainFlow/17``) and ``artifact`` where the reference can be found again.
+    """
+
+    plan: Plan
+    before: Evaluated | None = None
+    after: Evaluated | None = None
+    unigram: Evaluated | None = None
+    xz_bits_per_byte: float | None = None
+    samples: tuple[Sampled, ...] = ()
+    model: Mapping[str, Any] | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped_positions: int = 0
+    card: str = ""
+    run_pathspec: str = ""
+    artifact: str = "model"
+
+
+def sample_pairs(samples: tuple[Sampled, ...]) -> list[tuple[str, str | None, str | None]]:
+    """(prompt, text before, text after) in the order of the first sample of each prompt."""
+    pairs: dict[str, dict[str, str]] = {}
+    for sample in samples:
+        pairs.setdefault(sample.prompt, {})[sample.name] = sample.text
+    return [(prompt, texts.get("before"), texts.get("after")) for prompt, texts in pairs.items()]
+
+
+def load_snippet(outcome: Outcome) -> str:
+    """Python lines that load the trained model in any notebook, flow or process; "" without a reference."""
+    if outcome.model is None:
+        return ""
+    if outcome.run_pathspec:
+        return (
+            "from metaflow import Run, load_model\n\n"
+            f'reference = Run("{outcome.run_pathspec}").data.{outcome.artifact}\n'
+            'load_model(reference, "my-model")'
+        )
+    return f'from metaflow import load_model\n\nload_model("{outcome.model["key"]}", "my-model")'

@@ -1,0 +1,226 @@
+"""The plan before training and the summary at its end, as aligned plain text for logs and terminals.
+
+Pure functions: values in, text out. Text that models or users wrote is made harmless for terminals: control
+characters appear as escapes, never as what they do.
+"""
+
+import json
+import textwrap
+from collections.abc import Sequence
+
+from metaflow_hf.events import Evaluated
+from metaflow_hf.report import units
+from metaflow_hf.report.outcome import Outcome, Plan, load_snippet, sample_pairs
+
+_WIDTH = 100
+_COMMIT_DIGITS = 12
+
+
+def plain(text: str) -> str:
+    """The text with control characters (line ends and tabs excepted) and line separators as escapes."""
+    return "".join(
+        char if char in "\n\t" or char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def named_revision(name: str, commit: str) -> str:
+    """``gpt2 @ 607a30d783df``."""
+    return f"{name} @ {commit[:_COMMIT_DIGITS]}" if commit else name
+
+
+def ruled(text: str) -> str:
+    """The text with a rule at its left: task logs cut leading spaces off, and with them every indentation."""
+    return "\n".join(f"│ {line}".rstrip() for line in text.splitlines())
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as a block of aligned lines; what is not known is left out."""
+    lines = _aligned([(label, value) for label, value in plan_rows(plan) if value])
+    notes = [textwrap.fill(f"note: {plain(note)}", _WIDTH, subsequent_indent="      ") for note in plan.notes]
+    return "\n".join(["Plan", *_indented([*lines, *notes])])
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The plan as (label, value with unit); an empty value means not known."""
+    return [
+        ("base model", plain(named_revision(plan.base_model, plan.model_commit))),
+        ("parameters", _parameters(plan)),
+        ("dataset", plain(named_revision(plan.dataset, plan.dataset_commit))),
+        ("samples", _samples(plan)),
+        ("tokens", f"about {units.count(plan.tokens)}" if plan.tokens else ""),
+        ("claims", _claims(plan)),
+        ("steps", _steps(plan)),
+        ("rounds", f"about {units.count(plan.rounds)}" if plan.rounds else ""),
+        ("workers", units.count(plan.workers)),
+        (
+            "memory",
+            f"about {units.byte_size(plan.memory_bytes)} a worker for weights, gradients and optimiser"
+            if plan.memory_bytes
+            else "",
+        ),
+        ("time", f"about {units.duration(plan.seconds)}" if plan.seconds is not None else ""),
+        ("lineage", plain(plan.lineage)),
+    ]
+
+
+def _parameters(plan: Plan) -> str:
+    if not plan.parameters:
+        return ""
+    if plan.trainable_parameters is None or plan.trainable_parameters == plan.parameters:
+        return f"{units.short_count(plan.parameters)}, all trained"
+    share = 100 * plan.trainable_parameters / plan.parameters
+    return (
+        f"{units.short_count(plan.parameters)}, {units.short_count(plan.trainable_parameters)} of them trained "
+        f"({share:.2g} %)"
+    )
+
+
+def _samples(plan: Plan) -> str:
+    heldout = f", {units.count(plan.heldout_samples)} more held out" if plan.heldout_samples else ""
+    return units.count(plan.samples) + heldout if plan.samples else ""
+
+
+def _claims(plan: Plan) -> str:
+    if not plan.claims:
+        return ""
+    return units.count(plan.claims) + (
+        f", of {units.count(plan.claim_samples)} samples each" if plan.claim_samples else ""
+    )
+
+
+def _steps(plan: Plan) -> str:
+    if not plan.steps:
+        return ""
+    shape = (
+        f" of {plan.batch_size} sequences x {units.count(plan.sequence_length)} tokens"
+        if plan.batch_size and plan.sequence_length
+        else ""
+    )
+    return f"about {units.count(plan.steps)}{shape}"
+
+
+def summary_text(outcome: Outcome) -> str:
+    """The outcome as a block of text: quality before and after, samples, the reference and how to load it."""
+    sections = [
+        ("Result", _result(outcome)),
+        ("Held-out text", evaluation_lines(outcome)),
+        ("Samples", _samples_lines(outcome)),
+        ("Model", _model(outcome)),
+    ]
+    return "\n\n".join("\n".join([title, *_indented(lines)]) for title, lines in sections if lines)
+
+
+def _result(outcome: Outcome) -> list[str]:
+    plan = outcome.plan
+    rate = f" ({units.short_count(outcome.tokens / outcome.seconds)} tokens/s)" if outcome.seconds > 0 else ""
+    rows = [
+        ("base model", plain(named_revision(plan.base_model, plan.model_commit))),
+        ("dataset", plain(named_revision(plan.dataset, plan.dataset_commit))),
+        (
+            "trained",
+            f"{units.count(outcome.tokens)} tokens in {units.duration(outcome.seconds)}{rate}"
+            if outcome.tokens
+            else "",
+        ),
+        (
+            "skipped",
+            f"{units.count(outcome.skipped_positions)} claims failed again and again and are in no model"
+            if outcome.skipped_positions
+            else "",
+        ),
+    ]
+    return _aligned([row for row in rows if row[1]])
+
+
+def evaluation_rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+    """(name, loss, perplexity, bits per byte) of everything measured on the held-out text."""
+
+    def row(name: str, figures: Evaluated) -> tuple[str, str, str, str]:
+        return (
+            name,
+            f"{figures.loss:.3f}",
+            units.perplexity(figures.perplexity),
+            f"{figures.bits_per_byte:.3f}",
+        )
+
+    measured = (
+        ("before training", outcome.before),
+        ("after training", outcome.after),
+        ("unigram model", outcome.unigram),
+    )
+    rows = [row(name, figures) for name, figures in measured if figures is not None]
+    if outcome.xz_bits_per_byte is not None:
+        rows.append(("xz -9", "", "", f"{outcome.xz_bits_per_byte:.3f}"))
+    return rows
+
+
+EVALUATION_HEADERS = ("", "loss (nats/token)", "perplexity", "bits per byte")
+
+
+def heldout_size(outcome: Outcome) -> str:
+    """``12,345 tokens, 44 KiB``; "" when nothing was measured."""
+    figures = outcome.after or outcome.before
+    if figures is None:
+        return ""
+    return f"{units.count(figures.tokens)} tokens, {units.byte_size(figures.bytes)} of text"
+
+
+def evaluation_lines(outcome: Outcome) -> list[str]:
+    """The evaluation as an aligned table, numbers to the right."""
+    rows = evaluation_rows(outcome)
+    if not rows:
+        return []
+    size = heldout_size(outcome)
+    table = _columns([EVALUATION_HEADERS, *rows])
+    return [*table, f"measured on {size} that no worker trained on"] if size else table
+
+
+def _samples_lines(outcome: Outcome) -> list[str]:
+    lines: list[str] = []
+    for prompt, before, after in sample_pairs(outcome.samples):
+        lines.append(f"prompt: {json.dumps(prompt, ensure_ascii=False)}")
+        for name, text in (("before", before), ("after", after)):
+            if text is not None:
+                lines += _quoted(name, text)
+    return lines
+
+
+def _quoted(name: str, text: str) -> list[str]:
+    wrapped = [
+        piece
+        for line in plain(text).splitlines() or [""]
+        for piece in textwrap.wrap(line, _WIDTH - 12, drop_whitespace=False) or [""]
+    ]
+    return [f"{name if number == 0 else '':<6} | {piece}" for number, piece in enumerate(wrapped)]
+
+
+def _model(outcome: Outcome) -> list[str]:
+    lines: list[str] = []
+    if outcome.model is not None:
+        reference = json.dumps(outcome.model, indent=2, ensure_ascii=False).splitlines()
+        lines += ["reference", *_indented(reference), "load it, wherever this datastore is configured, by"]
+        lines += _indented(load_snippet(outcome).splitlines())
+    if outcome.card:
+        lines.append(f"card  {plain(outcome.card)}")
+    return lines
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max((len(label) for label, _ in rows), default=0)
+    return [f"{label:<{width}}  {value}" for label, value in rows]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" if line else "" for line in lines]
