@@ -1,0 +1,66 @@
+"""``metaflow hf datasets``: what the hub has, by modality, and what training can do with it."""
+
+import sys
+
+from metaflow._vendor import click
+
+from .output import explained, json_option, print_json, print_table, say_on_stderr
+
+
+@click.group(help="Datasets of the hub.")
+def command() -> None:
+    """The group ``metaflow hf datasets``."""
+
+
+@command.command(help="Find datasets by words of their names and by modality; only text can be trained on.")
+@click.option("--query", help="Words of the name.")
+@click.option(
+    "--modality", help="text, document, image, audio, video, tabular, timeseries, geospatial or 3d."
+)
+@click.option("--author", help="Only those of this user or organisation.")
+@click.option("--sort", default="downloads", show_default=True, help="downloads, likes, last_modified, …")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many at most.")
+@json_option
+@explained
+def search(
+    query: str | None, modality: str | None, author: str | None, sort: str, limit: int, as_json: bool
+) -> None:
+    """One line per dataset, best first."""
+    from metaflow_hf.hub import search_datasets
+
+    found = search_datasets(query, modality=modality, author=author, sort=sort, limit=limit)
+    if as_json:
+        print_json([dataset.to_json() for dataset in found])
+        return
+    rows = [
+        (
+            dataset.repo_id,
+            ", ".join(dataset.modalities),
+            dataset.training,
+            dataset.downloads,
+            "gated" if dataset.gated else "private" if dataset.private else "",
+        )
+        for dataset in found
+    ]
+    print_table(("DATASET", "MODALITIES", "TRAINING", "DOWNLOADS", ""), rows, empty="no dataset was found")
+
+
+@command.command(
+    help="Download a dataset of any modality into the datastore, and to a directory; prints the path."
+)
+@click.argument("repo_id")
+@click.option("--revision", help="Branch, tag, commit or refs/pr/N; main by default.")
+@click.option(
+    "--to", "local_dir", type=click.Path(file_okay=False), help="Directory for real, writable files."
+)
+@json_option
+@explained
+def download(repo_id: str, revision: str | None, local_dir: str | None, as_json: bool) -> None:
+    """As a snapshot."""
+    from metaflow_hf.hub.local import load_snapshot
+    from metaflow_hf.hub.progress import progress_on
+    from metaflow_hf.hub.request import SnapshotRequest
+
+    request = SnapshotRequest.of(repo_id, repo_type="dataset", revision=revision, local_dir=local_dir)
+    path = str(load_snapshot(request, progress_on(sys.stderr, say_on_stderr)))
+    print_json({"path": path}) if as_json else click.echo(path)

@@ -1,0 +1,3 @@
+"""Names the module whose globals become importable from ``metaflow``."""
+
+toplevel = "module"
