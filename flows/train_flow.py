@@ -1,0 +1,120 @@
+"""Train a causal language model of the hub on a dataset of the hub, one foreach branch per GPU.
+
+start ── prepare ──┬─ train ─┬── merge ── evaluate ── end
+                   └─ train ─┘
+
+The branches need no network between them: they meet in the datastore, round by round, and any of them may be
+killed, restarted or joined by more. `python flows/train_flow.py run` trains a tiny model on this machine.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from metaflow import Config, FlowSpec, Parameter, card, current, huggingface_hub, model, retry, step
+
+from metaflow_extensions.hf.card_components import card_path, show
+from metaflow_extensions.hf.failures import parse_config
+from metaflow_hf.report import plan_text, ruled, summary_text, training_page
+from metaflow_hf.train.job import TrainingJob, merged_events
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
+
+
+class TrainFlow(FlowSpec):
+    """Fine-tune or pre-train a model on texts, on as many GPUs as there are."""
+
+    config = Config("config", default=str(DEMO), parser=parse_config, help="YAML with all settings.")
+    repo_id = Parameter("repo_id", default="", help="Model to start from, instead of model.repo_id.")
+    revision = Parameter("revision", default="", help="Its branch, tag or commit, instead of model.revision.")
+    dataset = Parameter(
+        "dataset", default="", help="What to train on, instead of data.dataset: hf://owner/name, …"
+    )
+    num_gpus = Parameter("num_gpus", type=int, default=None, help="Branches; 0: all GPUs of this machine.")
+    lineage = Parameter("lineage", default="", help="Continue or join the training of this name.")
+    max_tokens = Parameter(
+        "max_tokens", type=int, default=None, help="Stop at the round that reaches so many tokens."
+    )
+
+    @huggingface_hub
+    @step
+    def start(self):
+        """Check everything that can be checked, and cache the model at one commit."""
+        job = TrainingJob.configured(
+            self.config,
+            run=f"{current.flow_name}-{current.run_id}",
+            repo_id=self.repo_id,
+            revision=self.revision,
+            dataset=self.dataset,
+            num_gpus=self.num_gpus,
+            lineage=self.lineage,
+            max_tokens=self.max_tokens,
+        )
+        current.huggingface_hub.connect(job.data_hub)
+        self.job = job.check_data().to_json()
+        current.huggingface_hub.connect(job.model_hub)
+        self.base_model = current.huggingface_hub.snapshot_download(
+            repo_id=job.config.model.repo_id, revision=job.config.model.revision
+        )
+        self.next(self.prepare)
+
+    @huggingface_hub
+    @model(load="base_model")
+    @step
+    def prepare(self):
+        """Stream the dataset into blocks, begin the lineage, and say what is going to happen."""
+        job = TrainingJob.from_json(self.job)
+        current.huggingface_hub.connect(job.data_hub)
+        job = job.build()
+        self.plan = job.begin(current.model.loaded["base_model"], self.base_model)
+        print(ruled(plan_text(self.plan)))
+        self.job = job.to_json()
+        self.branches = list(range(job.config.rounds.workers))
+        self.next(self.train, foreach="branches")
+
+    @retry(times=3, minutes_between_retries=0)
+    @model(load="base_model")
+    @step
+    def train(self):
+        """Claim, train and contribute, round by round, until the lineage is final."""
+        job = TrainingJob.from_json(self.job)
+        self.metrics = job.work(current.model.loaded["base_model"], branch=self.input, write=print)
+        self.next(self.merge)
+
+    @model(load="base_model")
+    @step
+    def merge(self, inputs):
+        """The weights of the final round, with configuration and tokenizer, as a model reference."""
+        self.metrics = [branch.metrics for branch in inputs]
+        self.merge_artifacts(inputs, include=["job", "plan", "base_model"])
+        job = TrainingJob.from_json(self.job)
+        self.model = job.export(current.model.loaded["base_model"], pathspec=current.pathspec)
+        self.next(self.evaluate)
+
+    @card(type="blank", id="training")
+    @model(load=["base_model", "model"])
+    @step
+    def evaluate(self):
+        """The same held-out text and prompts before and after; the card."""
+        print("Measuring held-out text and sampling, before and after …")
+        loaded = current.model.loaded
+        self.outcome = TrainingJob.from_json(self.job).evaluate(
+            loaded["base_model"],
+            loaded["model"],
+            plan=self.plan,
+            model=self.model,
+            metrics=self.metrics,
+            run=f"{current.flow_name}/{current.run_id}",
+        )
+        show(current.card["training"], training_page(self.plan, merged_events(self.metrics), self.outcome))
+        self.evaluation = current.pathspec
+        self.next(self.end)
+
+    @step
+    def end(self):
+        """What came out, how to load it, and where the card is."""
+        outcome = replace(self.outcome, card=card_path(self.evaluation, "training"))
+        print(ruled(summary_text(outcome)))
+
+
+if __name__ == "__main__":
+    TrainFlow()
