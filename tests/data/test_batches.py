@@ -1,0 +1,223 @@
+"""Every token exactly once, counted exactly, the same everywhere; loss only where it belongs."""
+
+import threading
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metaflow_hf.data.batches import IGNORE_INDEX, Document, encode_rows, make_batches
+from metaflow_hf.data.prefetch import Prefetcher
+from metaflow_hf.errors import BadRowError, ConfigError
+
+torch.set_num_threads(1)
+EOS = 1
+
+documents = st.lists(
+    st.lists(st.integers(2, 30), min_size=0, max_size=40).map(lambda ids: Document(ids, ids)), max_size=12
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(documents, st.integers(2, 16), st.integers(1, 5), st.booleans(), st.sampled_from(["split", "rollout"]))
+def test_every_token_is_in_exactly_one_batch(docs, length, size, packing, long):
+    batches = make_batches(
+        docs, sequence_length=length, batch_size=size, packing=packing, eos_token_id=EOS, long_documents=long
+    )
+    ended = [[*doc.input_ids, EOS] for doc in docs if doc.input_ids]
+    is_long = [len(ids) > length and long == "rollout" for ids in ended]
+    expected = [t for ids, alone in zip(ended, is_long, strict=True) if not alone for t in ids]
+    assert _tokens([batch for batch in batches if not batch.is_long]) == expected
+    assert [_tokens([b]) for b in batches if b.is_long] == [
+        i for i, alone in zip(ended, is_long, strict=True) if alone
+    ]
+    for batch in batches:
+        rows, width = batch.input_ids.shape
+        assert rows <= size
+        assert batch.is_long or width <= length
+        assert batch.input_ids.shape == batch.labels.shape == batch.attention_mask.shape
+        assert torch.equal(batch.labels != IGNORE_INDEX, batch.attention_mask.bool())
+        lengths = batch.attention_mask.sum(1)
+        assert torch.equal(batch.attention_mask, (torch.arange(width) < lengths[:, None]).long()), (
+            "padded right"
+        )
+        assert batch.num_tokens == int((lengths - 1).sum())
+        assert batch.num_input_tokens == int(lengths.sum())
+    if packing:
+        full = [row for batch in batches if not batch.is_long for row in batch.attention_mask.sum(1).tolist()]
+        assert all(count == length for count in full[:-1]), "only the last sequence may be shorter"
+
+
+def test_the_same_documents_give_the_same_batches():
+    docs = [Document(list(range(2, n)), list(range(2, n))) for n in (5, 30, 9)]
+    first, second = (make_batches(docs, sequence_length=8, batch_size=2, eos_token_id=EOS) for _ in range(2))
+    assert all(torch.equal(a.input_ids, b.input_ids) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True))  # fmt: skip
+
+
+def test_a_document_that_ends_already_gets_no_second_end():
+    [batch] = make_batches([Document([5, EOS], [5, EOS])], sequence_length=8, eos_token_id=EOS)
+    assert batch.input_ids.tolist() == [[5, EOS]]
+
+
+def test_without_packing_each_document_is_a_sequence():
+    docs = [Document([2, 3, 4], [2, 3, 4]), Document([5], [5])]
+    [batch] = make_batches(docs, sequence_length=8, packing=False, eos_token_id=EOS, pad_token_id=0)
+    assert batch.input_ids.tolist() == [[2, 3, 4, EOS], [5, EOS, 0, 0]]
+    assert batch.labels.tolist() == [[2, 3, 4, EOS], [5, EOS, IGNORE_INDEX, IGNORE_INDEX]]
+    assert batch.num_tokens == 4
+
+
+def test_truncation_drops_what_is_too_long():
+    [batch] = make_batches(
+        [Document([2, 3, 4, 5], [2, 3, 4, 5])],
+        sequence_length=3,
+        packing=False,
+        eos_token_id=EOS,
+        long_documents="truncate",
+    )
+    assert batch.input_ids.tolist() == [[2, 3, 4]]
+
+
+def test_no_documents_give_no_batches():
+    assert make_batches([], sequence_length=8) == []
+    assert make_batches([Document([], [])], sequence_length=8, packing=False) == []
+
+
+@pytest.mark.parametrize("wrong", [{"sequence_length": 1}, {"batch_size": 0}])
+def test_sizes_are_checked(wrong):
+    with pytest.raises(ConfigError):
+        make_batches([], **{"sequence_length": 8, "batch_size": 1, **wrong})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Byte-level BPE with a chat template, as small as they come."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% if m['role'] == 'assistant' %}</s>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    return tokenizer
+
+
+def test_texts_become_documents_in_order_and_rows_without_text_none(tokenizer):
+    rows = [{"text": "ab"}, {"text": None}, {"text": ""}, {"other": 1}, {"text": "c\u2028"}]
+    docs = encode_rows(rows, tokenizer)
+    assert [tokenizer.decode(doc.input_ids) for doc in docs] == ["ab", "c\u2028"]
+    assert all(doc.labels == doc.input_ids for doc in docs)
+    assert encode_rows(["ab", "c\u2028"], tokenizer) == docs
+    assert encode_rows([], tokenizer) == []
+
+
+def test_token_counts_are_exact(tokenizer):
+    texts = ["one", "two three", "x" * 100]
+    batches = make_batches(
+        encode_rows(texts, tokenizer), sequence_length=16, batch_size=2, eos_token_id=tokenizer.eos_token_id
+    )
+    total = sum(len(text) + 1 for text in texts)
+    assert sum(batch.num_input_tokens for batch in batches) == total
+    assert sum(batch.num_tokens for batch in batches) == total - sum(
+        batch.input_ids.shape[0] for batch in batches
+    )
+
+
+def test_only_what_the_assistant_says_carries_loss(tokenizer):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "assistant?"},
+        {"role": "assistant", "content": "yes"},
+    ]
+    [doc] = encode_rows([{"messages": messages}], tokenizer, text_column="messages")
+    learned = [token for token in doc.labels if token != IGNORE_INDEX]
+    assert tokenizer.decode(learned) == "hello</s>yes</s>"
+    assert tokenizer.decode(doc.input_ids).startswith("[system]be brief[user]hi[assistant]hello</s>")
+    [everything] = encode_rows([{"messages": messages}], tokenizer, text_column="messages", loss_on="all")
+    assert everything.labels == everything.input_ids == doc.input_ids
+
+
+def test_a_conversation_needs_a_template_that_only_appends(tokenizer):
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    plain = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = (
+            "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        )
+        with pytest.raises(BadRowError, match="changes earlier turns"):
+            encode_rows(rows, tokenizer, text_column="messages")
+        tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+        with pytest.raises(BadRowError, match="row 0.*roles must alternate"):
+            encode_rows(rows, tokenizer, text_column="messages")
+        tokenizer.chat_template = None
+        with pytest.raises(BadRowError, match="no chat template"):
+            encode_rows(rows, tokenizer, text_column="messages")
+    finally:
+        tokenizer.chat_template = plain
+
+
+@pytest.mark.parametrize("value", [5, [1, 2], ["text"], [{"content": "no role"}]])
+def test_what_is_neither_text_nor_a_conversation_is_refused(value, tokenizer):
+    with pytest.raises(BadRowError, match="row 1"):
+        encode_rows([{"text": "fine"}, {"text": value}], tokenizer)
+
+
+def test_the_prefetcher_keeps_the_order_and_works_ahead():
+    produced = []
+
+    def produce():
+        for i in range(5):
+            produced.append(i)
+            yield i
+
+    with Prefetcher(produce(), depth=2) as ahead:
+        assert next(ahead) == 0
+        deadline = time.monotonic() + 5
+        while len(produced) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert produced == [0, 1, 2, 3], "two are ready, one waits to be handed over"
+        assert list(ahead) == [1, 2, 3, 4]
+        assert list(ahead) == []
+
+
+def test_an_error_of_the_producer_reaches_the_consumer_in_its_place():
+    def produce():
+        yield 1
+        raise OSError("gone")
+
+    ahead = Prefetcher(produce())
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(ahead)
+    assert list(ahead) == []
+    ahead.close()
+
+
+def test_closing_returns_what_nobody_consumed_and_ends_the_thread():
+    ahead = Prefetcher(iter(range(100)), depth=3)
+    assert next(ahead) == 0
+    left = ahead.close()
+    assert left == list(range(1, 1 + len(left)))
+    assert len(left) >= 3
+    assert ahead.close() == []
+    assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def _tokens(batches):
+    return [
+        token
+        for batch in batches
+        for ids, mask in zip(batch.input_ids.tolist(), batch.attention_mask.tolist(), strict=True)
+        for token, counts in zip(ids, mask, strict=True)
+        if counts
+    ]

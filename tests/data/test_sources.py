@@ -1,0 +1,212 @@
+"""Every source gives exactly its rows: once through blocks, and back."""
+
+import csv
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from metaflow_hf.data import build_blocks, process_raw_dataset_to_blocks
+from metaflow_hf.data.sources import open_source
+from metaflow_hf.errors import BadRowError, ConfigError, IntegrityError, SelectionError
+
+
+def test_json_lines_are_kept_byte_for_byte(tmp_path):
+    lines = [
+        b'{"text": "spaces  kept", "n": 1.10, "n": 2}',
+        '{"text":"\u2028 and \x85 raw","e":"\\u00e9\\/\\u0000"}'.encode(),
+        b'{"b":1,"a":[1,{"x":null}],"text":"order of keys"}',
+    ]
+    (tmp_path / "raw.jsonl").write_bytes(b"\n".join(lines))
+    manifest = build_blocks(tmp_path / "raw.jsonl", tmp_path / "out")
+    assert (tmp_path / "out/blocks/block_00000.jsonl").read_bytes() == b"\n".join(lines) + b"\n"
+    assert manifest.total_samples == 3
+    assert manifest.is_complete
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "json", "json.gz", "csv", "tsv", "parquet", "txt", "txt.zst"])  # fmt: skip
+def test_round_trip(ending, tmp_path, read_all, read_through_manager):
+    texts = [f'text {i}, with "quotes", a\ttab and \u2028 é \U0001f600' for i in range(2500)]
+    rows = [{"text": text, "n": str(i)} for i, text in enumerate(texts)]
+    path = tmp_path / f"raw.{ending}"
+    _write(path, rows)
+    manifest = build_blocks(path, tmp_path / "out", samples_per_block=700)
+    expected = [{"text": text} for text in texts] if ending.startswith("txt") else rows
+    assert read_all(tmp_path / "out") == expected
+    assert [block.sample_count for block in manifest.blocks] == [700, 700, 700, 400]
+    assert read_through_manager(tmp_path / "out", chunk=333) == texts
+
+
+def test_a_json_array_is_streamed_and_its_values_are_kept_as_written(tmp_path):
+    text = '[ {"text": "a",\r\n "n": 1.10},\n\n{"text":"b","n":1e5}\n,{"text":"c ]","deep":[{"x":"}"}]}]'
+    (tmp_path / "raw.json").write_text(text)
+    build_blocks(tmp_path / "raw.json", tmp_path / "out")
+    stored = (tmp_path / "out/blocks/block_00000.jsonl").read_text().splitlines()
+    assert stored[0].replace(" ", "") == '{"text":"a","n":1.10}'
+    assert stored[1] == '{"text":"b","n":1e5}'
+    assert json.loads(stored[2]) == {"text": "c ]", "deep": [{"x": "}"}]}
+
+
+def test_a_json_array_whose_elements_are_larger_than_a_read(tmp_path, read_all):
+    rows = [{"text": "x" * 2_500_000}, {"text": "y"}, {"text": "z" * 1_200_000}]
+    (tmp_path / "raw.json").write_text(json.dumps(rows, indent=1))
+    build_blocks(tmp_path / "raw.json", tmp_path / "out")
+    assert read_all(tmp_path / "out") == rows
+
+
+@pytest.mark.parametrize("broken", ['[{"text":"a"}', '[{"text":"a"},,', "[", '[{"text":"a" "b"}]'])
+def test_a_broken_json_array_is_an_error_not_an_end(broken, tmp_path):
+    (tmp_path / "raw.json").write_text(broken)
+    with pytest.raises(SelectionError, match="raw.json"):
+        build_blocks(tmp_path / "raw.json", tmp_path / "out", text_column="text")
+
+
+def test_parquet_keeps_types_and_reads_row_groups(tmp_path, read_all):
+    table = pa.table({"text": ["a", None, "c"], "n": [1, 2, None], "t": [[1], [], None], "s": [{"x": 1}] * 3})
+    pa.parquet.write_table(table, tmp_path / "raw.parquet", row_group_size=1)
+    manifest = build_blocks(tmp_path / "raw.parquet", tmp_path / "out")
+    assert read_all(tmp_path / "out") == [
+        {"text": "a", "n": 1, "t": [1], "s": {"x": 1}},
+        {"text": "c", "n": None, "t": None, "s": {"x": 1}},
+    ]
+    assert manifest.skipped_rows == 1
+
+
+def test_a_folder_of_save_to_disk(tmp_path, read_all):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"text": f"t{i}", "n": i} for i in range(1500)]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved", num_shards=3)
+    process_raw_dataset_to_blocks(tmp_path / "saved", tmp_path / "out", "mine", 400)
+    assert read_all(tmp_path / "out") == rows
+    both = datasets.DatasetDict(
+        {"test": datasets.Dataset.from_list(rows[:3]), "train": datasets.Dataset.from_list(rows[3:9])}
+    )
+    both.save_to_disk(tmp_path / "splits")
+    build_blocks(tmp_path / "splits", tmp_path / "out2")
+    assert read_all(tmp_path / "out2") == rows[3:9]
+
+
+def test_a_directory_is_read_in_the_order_of_names(tmp_path, write_jsonl, read_all):
+    for name in ("b.jsonl", "a/2.jsonl", "a/10.jsonl", ".hidden.jsonl"):
+        write_jsonl([{"text": name}], f"raw/{name}")
+    (tmp_path / "raw/README.md").write_text("no rows here")
+    (tmp_path / "raw/dataset_info.json").write_text("{}")
+    build_blocks(tmp_path / "raw", tmp_path / "out")
+    assert [row["text"] for row in read_all(tmp_path / "out")] == ["a/10.jsonl", "a/2.jsonl", "b.jsonl"]
+
+
+def test_lines_of_text_split_at_line_feeds_only_and_are_not_changed(tmp_path, read_all):
+    (tmp_path / "raw.txt").write_bytes(
+        "\ufeffone \u2028 \x85 \x0b still one\r\n\n  two  \n\r\n \t\nthree".encode()
+    )
+    manifest = build_blocks(tmp_path / "raw.txt", tmp_path / "out")
+    assert [row["text"] for row in read_all(tmp_path / "out")] == [
+        "one \u2028 \x85 \x0b still one\r",
+        "  two  ",
+        "three",
+    ]
+    assert manifest.skipped_rows == 3
+
+
+def test_csv_cells_stay_text_and_may_hold_lines(tmp_path, read_all):
+    big = "x" * 300_000
+    with (tmp_path / "raw.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], ["007", 'a\nb, "c"'], ["1e5", big]])
+    build_blocks(tmp_path / "raw.csv", tmp_path / "out")
+    assert read_all(tmp_path / "out") == [{"id": "007", "text": 'a\nb, "c"'}, {"id": "1e5", "text": big}]
+
+
+def test_a_csv_row_with_a_missing_cell_is_refused_by_number(tmp_path):
+    (tmp_path / "raw.csv").write_text("id,text\n1,a\n2\n3,c\n")
+    with pytest.raises(BadRowError, match=r"raw\.csv: row 1 .*1 cells"):
+        build_blocks(tmp_path / "raw.csv", tmp_path / "out")
+    assert build_blocks(tmp_path / "raw.csv", tmp_path / "out", on_bad_row="skip").total_samples == 2
+
+
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "parquet"])
+def test_a_damaged_file_is_an_error_not_an_end(ending, tmp_path):
+    path = tmp_path / f"raw.{ending}"
+    _write(path, [{"text": f"{i} {hash(i * 7919)}"} for i in range(5000)])
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(IntegrityError, match="raw"):
+        build_blocks(path, tmp_path / "out", samples_per_block=100)
+    assert not (tmp_path / "out/commits/complete.json").exists()
+
+
+@pytest.mark.parametrize("location", ["missing.jsonl", "image.png", "empty"])
+def test_what_holds_no_rows_is_refused(location, tmp_path):
+    (tmp_path / "image.png").write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SelectionError, match=location):
+        build_blocks(tmp_path / location, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_of_an_unknown_scheme_is_refused(tmp_path):
+    with pytest.raises(SelectionError, match="ftp://"):
+        build_blocks("ftp://host/file.jsonl", tmp_path / "out")
+
+
+def test_an_empty_file_is_an_empty_dataset(tmp_path):
+    (tmp_path / "raw.jsonl").write_bytes(b"\n\n")
+    manifest = build_blocks(tmp_path / "raw.jsonl", tmp_path / "out")
+    assert (manifest.total_samples, manifest.total_blocks, manifest.skipped_rows) == (0, 0, 2)
+    assert manifest.is_complete
+
+
+@pytest.mark.parametrize(
+    ("row", "named", "found"),
+    [
+        ({"id": "1", "text": "t"}, None, "text"),
+        ({"content": "c", "title": "t"}, None, "content"),
+        ({"id": 1, "story": "only text"}, None, "story"),
+        ({"messages": [{"role": "user", "content": "hi"}], "id": "1", "x": "2"}, None, "messages"),
+        ({"text": "t", "other": "o"}, "other", "other"),
+    ],
+)
+def test_the_text_column_is_found_by_name_and_type(row, named, found, tmp_path, write_jsonl):
+    assert build_blocks(write_jsonl([row]), tmp_path / "out", text_column=named).text_column == found
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [({"a": "1", "b": "2"}, None), ({"text": "t"}, "txet"), ({"text": "t", "n": 1}, "n"), ({"n": 1}, None)],
+)
+def test_an_unclear_text_column_lists_the_columns_before_anything_is_written(
+    row, named, tmp_path, write_jsonl
+):
+    with pytest.raises(ConfigError) as error:
+        build_blocks(write_jsonl([row]), tmp_path / "out", text_column=named)
+    assert all(column in str(error.value) for column in row)
+    assert not (tmp_path / "out").exists()
+
+
+def _write(path, rows):
+    ending = path.name.partition(".")[2]
+    if ending.startswith("parquet"):
+        pa.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=600)
+        return
+    if ending in ("csv", "tsv"):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if ending == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+        return
+    if ending.startswith("json") and not ending.startswith("jsonl"):
+        data = json.dumps(rows).encode()
+    elif ending.startswith("txt"):
+        data = b"".join(row["text"].encode() + b"\n" for row in rows)
+    else:
+        data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(
+        ending.rpartition(".")[2]
+    )
+    path.write_bytes(compress(data) if compress else data)
+
+
+def test_a_dataset_of_the_hub_without_its_scheme_is_recognised():
+    with pytest.raises(SelectionError, match=r"write hf://roneneldan/TinyStories\."):
+        open_source("roneneldan/TinyStories")

@@ -1,0 +1,343 @@
+"""Each chunk exactly once per epoch, whoever asks, dies, sleeps or comes late."""
+
+import itertools
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from metaflow_hf.data import BlockManager, ChunkTracker, build_blocks
+from metaflow_hf.data.epoch import THOUSAND, EpochRecords
+from metaflow_hf.data.ledger import Claim
+from metaflow_hf.data.manifest import BlockEntry, BlockManifest
+from metaflow_hf.data.standalone import StandaloneLedger
+from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch, StoreUnavailable, UserError
+from metaflow_hf.store.leases import Observer
+
+
+def manifest_of(*samples: int, is_complete: bool = True) -> BlockManifest:
+    blocks, start = [], 0
+    for number, count in enumerate(samples):
+        blocks.append(BlockEntry(block_id=number, sample_count=count, start_index=start, end_index=start + count,
+                                 file_path=f"blocks/block_{number:05d}.jsonl", size_bytes=1))  # fmt: skip
+        start += count
+    return BlockManifest(dataset_name="d", total_samples=start, total_blocks=len(blocks), block_size=max(samples, default=1),
+                         blocks=tuple(blocks), is_complete=is_complete, digest=f"digest-{start}")  # fmt: skip
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def worker(memory_store):
+    """Makes ledgers of one tracker; each has a clock of its own, as workers on other machines do."""
+    made = []
+
+    def make(samples=(10, 10, 5), chunk_size=3, **settings) -> StandaloneLedger:
+        clock = settings.pop("clock", Clock())
+        manifest = settings.pop("manifest", None) or manifest_of(*samples)
+        store = settings.pop("store", memory_store)
+        ledger = StandaloneLedger(
+            store, lambda: manifest, chunk_size=chunk_size, worker_id=f"w{len(made)}",
+            rng=random.Random(len(made)), observer=Observer(clock=clock), **settings,
+        )  # fmt: skip
+        ledger.clock = clock
+        made.append(ledger)
+        return ledger
+
+    yield make
+    for ledger in made:
+        ledger.close()
+
+
+def drain(ledger) -> list[Claim]:
+    claims = []
+    while (claim := ledger.claim()) is not None:
+        ledger.complete(claim, 1)
+        claims.append(claim)
+    return claims
+
+
+def test_one_worker_gets_every_chunk_once_and_then_nothing(worker):
+    ledger = worker()
+    claims = drain(ledger)
+    rows = Counter((c.block_id, row) for c in claims for row in range(c.start, c.stop))
+    assert rows == Counter((block, row) for block, count in enumerate((10, 10, 5)) for row in range(count))
+    assert ledger.is_epoch_complete()
+    assert ledger.claim() is None
+    assert ledger.progress() == {
+        "epoch": 0, "total_chunks": 10, "done_chunks": 10, "claimed_chunks": 0, "done_samples": 25, "workers": 0,
+    }  # fmt: skip
+
+
+def test_many_workers_in_turn_share_without_overlap(worker):
+    ledgers = [worker(samples=(40, 40, 7)) for _ in range(5)]
+    claimed = []
+    for ledger in itertools.cycle(ledgers):
+        claim = ledger.claim()
+        if claim is None:
+            break
+        claimed.append((ledger, claim))
+    assert len(claimed) == 14 + 14 + 3
+    assert len({claim.position for _, claim in claimed}) == 31
+    stats = ledgers[0].progress()
+    assert (stats["claimed_chunks"], stats["workers"], stats["done_chunks"]) == (31, 5, 0)
+    for ledger, claim in claimed:
+        ledger.complete(claim, 1)
+    assert all(ledger.is_epoch_complete() for ledger in ledgers)
+
+
+def test_threads_of_one_worker_and_workers_at_once_never_share_a_chunk(worker):
+    ledgers = [worker(samples=(100, 100)) for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        parts = list(pool.map(drain, ledgers * 2))
+    positions = [claim.position for part in parts for claim in part]
+    assert sorted(positions) == list(range(68))
+
+
+def test_a_dead_workers_claim_is_taken_over_after_its_ttl_on_the_observers_own_clock(worker, memory_store):
+    dead, alive = worker(samples=(3,), lease_seconds=60), worker(samples=(3,), lease_seconds=60)
+    lost = dead.claim()
+    _silence(dead)
+    assert alive.claim() is None, "first look"
+    alive.clock.now += 59
+    assert alive.claim() is None, "not yet"
+    alive.clock.now += 1
+    taken = alive.claim()
+    assert (taken.position, taken.token != lost.token) == (lost.position, True)
+    with pytest.raises(ClaimLost, match="taken over"):
+        dead.complete(lost, 1)
+    alive.complete(taken, 1)
+    assert alive.is_epoch_complete()
+
+
+def test_a_living_workers_claim_is_not_taken_however_long_it_takes(worker):
+    slow, other = worker(samples=(3,), lease_seconds=60), worker(samples=(3,), lease_seconds=60)
+    claim = slow.claim()
+    for _ in range(5):
+        other.clock.now += 50
+        _renew(slow)
+        assert other.claim() is None
+    slow.complete(claim, 1)
+
+
+def test_a_zombie_that_completes_first_wins_and_the_other_is_told(worker):
+    zombie, other = worker(samples=(3,), lease_seconds=60), worker(samples=(3,), lease_seconds=60)
+    first = zombie.claim()
+    _silence(zombie)
+    other.claim()
+    other.clock.now += 60
+    second = other.claim()
+    # The zombie looked at its lease before it was taken over, and creates its record after that.
+    records = zombie._records
+    assert records.create_done(first.position, {"token": first.token, "worker": "w0", "steps": 1})
+    with pytest.raises(ClaimLost, match="completed by another"):
+        other.complete(second, 1)
+    assert other.is_epoch_complete()
+
+
+def test_a_released_claim_is_free_at_once(worker):
+    one, two = worker(samples=(3,)), worker(samples=(3,))
+    claim = one.claim()
+    assert two.claim() is None
+    one.release(claim)
+    again = two.claim()
+    assert again.position == claim.position
+    with pytest.raises(ClaimLost):
+        one.complete(claim, 1)
+    with pytest.raises(ClaimLost):
+        one.release(claim)
+    two.complete(again, 1)
+    two.complete(again, 1)
+
+
+def test_closing_gives_claims_back(worker):
+    one, two = worker(samples=(6,)), worker(samples=(6,))
+    one.claim()
+    one.claim()
+    one.close()
+    assert len(drain(two)) == 2
+
+
+def test_is_chunk_trained(worker):
+    ledger = worker(samples=(7, 3))
+    assert not ledger.is_chunk_trained(0, 2)
+    drain(ledger)
+    assert ledger.is_chunk_trained(0, 2)
+    assert worker(samples=(7, 3)).is_chunk_trained(1, 0)
+    with pytest.raises(IndexError):
+        ledger.is_chunk_trained(0, 3)
+    with pytest.raises(IndexError):
+        ledger.is_chunk_trained(2, 0)
+
+
+def test_a_new_epoch_has_another_order_and_comes_once_however_many_ask(worker):
+    ledgers = [worker(samples=(60, 60)) for _ in range(3)]
+    with pytest.raises(UserError, match="0 of 40"):
+        ledgers[0].start_new_epoch()
+    first = drain(ledgers[0])
+    for ledger in ledgers:
+        assert ledger.is_epoch_complete()
+        ledger.start_new_epoch()
+    assert {ledger.progress()["epoch"] for ledger in ledgers} == {1}
+    second = drain(ledgers[1])
+    chunks = [
+        [(c.block_id, c.chunk_id) for c in sorted(part, key=lambda c: c.position)] for part in (first, second)
+    ]
+    assert sorted(chunks[0]) == sorted(chunks[1])
+    assert chunks[0] != chunks[1]
+    assert {c.epoch for c in second} == {1}
+    assert worker(samples=(60, 60)).progress()["epoch"] == 1, "a restart goes on in the newest epoch"
+
+
+def test_a_claim_of_the_last_epoch_can_still_be_completed(worker):
+    slow, fast = worker(samples=(6,), lease_seconds=60), worker(samples=(6,), lease_seconds=60)
+    claim = slow.claim()
+    drain(fast)
+    assert not fast.is_epoch_complete()
+    slow.complete(claim, 1)
+    fast.start_new_epoch()
+    slow.start_new_epoch()
+    assert (slow.progress()["epoch"], slow.progress()["done_chunks"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"chunk_size": 4}, {"shuffle": False}, {"samples": (10, 10, 6)}]
+)
+def test_another_order_for_the_same_tracker_is_refused(other, worker):
+    worker()
+    with pytest.raises(DatasetMismatch, match=r"other chunks"):
+        worker(**other)
+
+
+def test_a_growing_dataset_is_tracked_from_its_first_block(worker):
+    now = [manifest_of(10, is_complete=False)]
+    ledger = worker()
+    ledger.close()
+    growing = StandaloneLedger(
+        ledger._store.child("growing"), lambda: now[0], chunk_size=3, worker_id="g", lease_seconds=60
+    )
+    claims = drain(growing)
+    assert [claim.position for claim in sorted(claims, key=lambda c: c.position)] == [0, 1, 2, 3]
+    assert not growing.is_epoch_complete()
+    now[0] = manifest_of(10, 10, 4)
+    claims += drain(growing)
+    assert len({(c.block_id, c.start) for c in claims}) == len(claims) == 10
+    assert growing.is_epoch_complete()
+    again = StandaloneLedger(
+        ledger._store.child("growing"), lambda: now[0], chunk_size=3, worker_id="h", lease_seconds=60
+    )
+    assert again.claim() is None
+    assert again.is_epoch_complete()
+
+
+def test_full_thousands_are_summed_up_so_that_a_start_lists_few(
+    worker, recording_store, memory_store, monkeypatch
+):
+    monkeypatch.setattr("metaflow_hf.data.epoch.THOUSAND", 10)
+    monkeypatch.setattr("metaflow_hf.data.standalone.THOUSAND", 10)
+    drain(worker(samples=(1000,), chunk_size=10))
+    store = recording_store(memory_store)
+    late = worker(samples=(1000,), chunk_size=10, store=store)
+    assert late.is_epoch_complete()
+    assert late.claim() is None
+    assert late.is_chunk_trained(0, 99)
+    assert len(store.calls) <= 6
+    assert late.progress()["done_samples"] == 1000
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_claim_and_of_a_start_does_not_grow(recording_store, memory_store):
+    """10,000 blocks, 250,000 chunks: the middle of the epoch costs what its beginning does."""
+    manifest = manifest_of(*([100_000] * 10_000))
+    settings = {"chunk_size": 4_000, "lease_seconds": 120}
+    first = StandaloneLedger(memory_store, lambda: manifest, worker_id="a", **settings)
+    records = first._records
+    for thousand in range(125):
+        memory_store.create(records._full_key(thousand), b'{"chunks":1000,"samples":4000000}')
+    costs = {}
+    for name, root in (("beginning", memory_store.child("fresh")), ("middle", memory_store)):
+        store = recording_store(root)
+        ledger = StandaloneLedger(store, lambda: manifest, worker_id="b", **settings)
+        start = len(store.calls)
+        for _ in range(20):
+            ledger.complete(ledger.claim(), 1)
+        costs[name] = (start, (len(store.calls) - start) / 20)
+    assert costs["middle"][0] <= costs["beginning"][0] + 1
+    assert costs["middle"][1] <= costs["beginning"][1] + 1
+    assert costs["middle"][1] < 20
+
+
+def test_the_public_tracker_over_a_manager_a_manifest_and_another_ledger(tmp_path, write_jsonl, make_rows):
+    manifest = build_blocks(write_jsonl(make_rows(25)), tmp_path / "out", samples_per_block=10)
+    with (
+        BlockManager(tmp_path / "out", dataset_chunk_size=4) as manager,
+        ChunkTracker(tmp_path / "tracker", manager, lease_seconds=1, seed=3) as tracker,
+    ):
+        claim = tracker.claim_chunk()
+        assert len(manager.read_rows(claim.block_id, claim.start, claim.stop)) == claim.num_samples
+        tracker.mark_chunk_complete(claim, steps=7)
+        other = tracker.claim_chunk()
+        tracker.release(other)
+        assert tracker.is_chunk_trained(claim.block_id, claim.chunk_id)
+        assert not tracker.check_epoch_complete()
+        stats = tracker.get_progress_stats()
+        assert (stats["total_chunks"], stats["done_chunks"], stats["done_samples"]) == (
+            8,
+            1,
+            claim.num_samples,
+        )
+        outer = ChunkTracker(None, manager, ledger=tracker._ledger)
+        assert outer.get_progress_stats() == stats
+    whole = ChunkTracker(tmp_path / "whole", manifest)
+    assert whole.get_progress_stats()["total_chunks"] == 3, "chunks of 4,000 when only a manifest is given"
+    with pytest.raises(ConfigError, match="lease_seconds"):
+        ChunkTracker(tmp_path / "x", manifest, lease_seconds=0.5)
+    with pytest.raises(ConfigError, match="root"):
+        ChunkTracker(None, manifest)
+
+
+def test_thousands_are_what_keys_are_grouped_by(memory_store):
+    manifest = manifest_of(2500)
+    records = EpochRecords(memory_store, lambda: manifest, epoch=0, chunk_size=1, seed=0, shuffle=True)
+    assert [len(records.positions(t)) for t in range(records.num_thousands)] == [THOUSAND, THOUSAND, 500]
+    assert records.claim_key(1234) == "claims/00000/000001/000001234"
+
+
+def _silence(ledger) -> None:
+    """The worker's process is gone, or stopped: nobody renews its claims."""
+    for _, lease in ledger._held.values():
+        lease._stop.set()
+        lease._thread.join()
+        lease._stop.clear()
+
+
+def _renew(ledger) -> None:
+    for _, lease in ledger._held.values():
+        lease.renew()
+
+
+def test_a_claim_stays_held_through_an_outage_and_is_completed_after_it(worker, monkeypatch):
+    ledger = worker((6,), chunk_size=3)
+    claim = ledger.claim()
+    create_done = EpochRecords.create_done
+
+    def away(*_):
+        raise StoreUnavailable("as if the store were away")
+
+    monkeypatch.setattr(EpochRecords, "create_done", away)
+    with pytest.raises(StoreUnavailable):
+        ledger.complete(claim, steps=1)
+    monkeypatch.setattr(EpochRecords, "create_done", create_done)
+    ledger.complete(claim, steps=1)
+    assert ledger.is_chunk_trained(claim.block_id, claim.chunk_id)
+    other = ledger.claim()
+    assert other.position != claim.position
+    ledger.complete(other, steps=1)
+    assert ledger.is_epoch_complete()

@@ -1,0 +1,54 @@
+"""Flows as people run them: `python flow.py run` in an empty directory, against the tests' hub."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FLOWS = Path(__file__).parent / "flows"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended and what it printed, both streams in one."""
+
+    status: int
+    output: str
+
+    def lines(self, *words: str) -> list[str]:
+        return [line for line in self.output.splitlines() if all(word in line for word in words)]
+
+
+RunFlow = Callable[..., Outcome]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    directory = tmp_path / "project"
+    directory.mkdir()
+    return directory
+
+
+@pytest.fixture
+def run_flow(hub, subprocess_environment: dict[str, str], project: Path, tmp_path: Path) -> RunFlow:
+    """Runs a flow (a name below `flows/`, or a path) with `run` (or another command) and more arguments; environment by keyword."""
+    home = {"HOME": str(tmp_path), "METAFLOW_HOME": str(tmp_path / "metaflow-home"), "NO_COLOR": "1"}
+
+    def run(flow: str | Path, *arguments: str, command: str = "run", **environment: str) -> Outcome:
+        path = flow if isinstance(flow, Path) else FLOWS / flow
+        done = subprocess.run(
+            [sys.executable, str(path), command, *arguments],
+            cwd=project,
+            env={**subprocess_environment, **home, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=110,
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout)
+
+    return run

@@ -1,0 +1,158 @@
+"""A writer killed with SIGKILL at any point: the next run goes on, and the bytes are those of an uninterrupted run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaflow_hf.data import build_blocks, verify_blocks
+from metaflow_hf.data.records import read_manifest
+from metaflow_hf.store import open_store
+
+ROWS = 4_000
+SETTINGS = {"samples_per_block": 700, "lease_seconds": 1.0}
+
+KILLED = """
+import os, signal, sys
+from metaflow_hf.data.build import plan_dataset, write_dataset
+from metaflow_hf.data.sources import open_source
+from metaflow_hf.store import open_store
+
+raw, out, where, step, compression = sys.argv[1:]
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+class KillingStore:
+    "Dies before, after, or (for blocks) in the middle of the n-th operation that changes the store."
+
+    def __init__(self, inner):
+        self._inner, self._left = inner, int(step)
+
+    def __getattr__(self, name):
+        method = getattr(self._inner, name)
+        if name not in ("create", "put", "take"):
+            return method
+
+        def call(*args, **kwargs):
+            self._left -= 1
+            if self._left == 0 and where == "before":
+                die()
+            result = method(*args, **kwargs)
+            if self._left == 0 and where == "after":
+                die()
+            return result
+
+        return call
+
+class KillingSource:
+    "Dies while rows are appended to the open block."
+
+    def __init__(self, inner):
+        self._inner, self._left = inner, int(step)
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def batches(self, cursor):
+        for batch in self._inner.batches(cursor):
+            self._left -= 1
+            if self._left == 0 and where == "rows":
+                die()
+            yield batch
+
+source = open_source(raw)
+spec = plan_dataset(source, samples_per_block=700, compression=compression or None)
+write_dataset(KillingSource(source), spec, KillingStore(open_store(out)), lease_seconds=1.0)
+print("complete")
+"""
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    directory = tmp_path_factory.mktemp("raw")
+    rows = [{"text": f"row {i} " + "x" * (i % 97)} for i in range(ROWS)]
+    rows[5]["text"] = rows[1999]["text"] = ""
+    pa.parquet.write_table(pa.Table.from_pylist(rows), directory / "raw.parquet", row_group_size=900)
+    (directory / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_blocks(directory / "raw.parquet", directory / "whole-parquet", **SETTINGS)
+    build_blocks(directory / "raw.jsonl", directory / "whole-jsonl", compression="zstd", **SETTINGS)
+    return directory
+
+
+# One block costs three operations (block, index, commit) and now and then a manifest; two more open the lease.
+@pytest.mark.parametrize(
+    ("where", "steps"),
+    [
+        ("before", [3, 4, 5]),
+        ("after", [3, 4, 5]),
+        ("rows", [1, 2, 4]),
+        ("before", [9, 13, 2]),
+        ("after", [14, 11, 1]),
+    ],
+)
+def test_killed_again_and_again_it_ends_with_the_same_bytes(where, steps, raw, tmp_path):
+    for step in steps:
+        process = _build(raw / "raw.parquet", tmp_path / "out", where, step)
+        assert process.returncode == -signal.SIGKILL
+        done = read_manifest(open_store(tmp_path / "out"))
+        assert done is None or not done.is_complete
+    manifest = build_blocks(raw / "raw.parquet", tmp_path / "out", **SETTINGS)
+    assert manifest.total_samples == ROWS - 2
+    assert _bytes(tmp_path / "out") == _bytes(raw / "whole-parquet")
+    assert verify_blocks(tmp_path / "out") == []
+
+
+def test_killed_between_completion_and_manifest(raw, tmp_path):
+    step = 2 + 6 * 3 + _manifest_writes(raw) + 1
+    process = _build(raw / "raw.jsonl", tmp_path / "out", "after", step, compression="zstd")
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "out/commits/complete.json").exists()
+    assert not json.loads((tmp_path / "out/block_manifest.json").read_text())["is_complete"]
+    build_blocks(raw / "raw.jsonl", tmp_path / "out", compression="zstd", **SETTINGS)
+    assert _bytes(tmp_path / "out") == _bytes(raw / "whole-jsonl")
+
+
+def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(raw, tmp_path):
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "from metaflow_hf.data import build_blocks; import sys;"
+        "build_blocks(sys.argv[1], sys.argv[2], samples_per_block=700, lease_seconds=1.0)"
+    )
+    process = _python(code, raw / "raw.parquet", tmp_path / "out")
+    assert process.returncode == 1
+    assert "File too large" in process.stderr.splitlines()[-1]
+    assert build_blocks(raw / "raw.parquet", tmp_path / "out", **SETTINGS).is_complete
+    assert _bytes(tmp_path / "out") == _bytes(raw / "whole-parquet")
+
+
+def _manifest_writes(raw: Path) -> int:
+    """How often the manifest is written while six blocks are committed: at each growth by a tenth."""
+    return 6
+
+
+def _build(
+    source: Path, out: Path, where: str, step: int, compression: str = ""
+) -> subprocess.CompletedProcess:
+    return _python(KILLED, source, out, where, step, compression)
+
+
+def _python(code: str, *arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONWARNINGS": "default"},
+    )  # fmt: skip
+
+
+def _bytes(directory: Path) -> dict[str, bytes]:
+    """Every file of a dataset but its leases."""
+    files = {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if not name.startswith("leases")}

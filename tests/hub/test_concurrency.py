@@ -1,0 +1,116 @@
+"""Many processes want one snapshot: one downloads it, and it does not matter which one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaflow_hf.store.models import load_directory
+
+SHARD = "*model-00003-of-00004.safetensors"
+PIECE_BYTES = 65_536
+# Pieces of the hub's answers are small, so that a small file is cut between two of them.
+ENSURE = f"""
+import json, sys
+from pathlib import Path
+from huggingface_hub import constants
+from metaflow_hf.hub.records import RunContext
+from metaflow_hf.hub.request import SnapshotRequest
+from metaflow_hf.hub.snapshots import Snapshots
+from metaflow_hf.store import open_store
+from metaflow_hf.store.node_cache import NodeCache
+
+constants.DOWNLOAD_CHUNK_SIZE = {PIECE_BYTES}
+store, node, task = sys.argv[1:]
+run = RunContext("FlowX", "1", "train", task, "user:tester")
+snapshots = Snapshots(open_store(store), NodeCache(Path(node)), run=run, lease_seconds=1.0)
+print(json.dumps(snapshots.ensure(SnapshotRequest.of("acme/model", max_workers=1)).to_json()))
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts a task of its own process; tasks are on one node unless `node` says otherwise."""
+    tasks: list[subprocess.Popen[str]] = []
+
+    def start(task: int, node: str = "node") -> subprocess.Popen[str]:
+        arguments = [str(tmp_path / "store"), str(tmp_path / node), str(task)]
+        process = subprocess.Popen(
+            [sys.executable, "-c", ENSURE, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_DISABLE_XET": "1"},
+        )
+        tasks.append(process)
+        return process
+
+    yield start
+    for process in tasks:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def reference_of(process: subprocess.Popen[str]) -> dict:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return json.loads(out)
+
+
+def test_four_processes_on_four_nodes_make_one_download(own_hub, start, files):
+    tasks = [start(number, node=f"node-{number}") for number in range(4)]
+    references = [reference_of(task) for task in tasks]
+    assert len({reference["key"] for reference in references}) == 1
+    assert len({reference["commit_hash"] for reference in references}) == 1
+    assert own_hub.log.file_bytes() == sum(map(len, files.values()))
+
+
+def test_when_the_holder_is_killed_another_takes_over_and_resumes(
+    own_hub, start, files, store, cache, read_tree, tmp_path: Path
+):
+    # The third shard stops in the middle: the first two are stored, a part of the third lies in staging.
+    own_hub.faults.truncate_next(1, after_bytes=200_000, path="/lfs/*00003*")
+    gate = own_hub.faults.hold_next(1, path="/lfs/*00003*", method="GET")
+    holder = start(0)
+    assert gate.wait_until_held()
+    waiting = start(1)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    gate.open()
+    reference = reference_of(waiting)
+
+    begun, *resumed = own_hub.log.entries(path="/lfs/*00003*")
+    assert begun.range is None
+    assert {entry.range for entry in resumed} == {f"bytes={3 * PIECE_BYTES}-"}
+    assert own_hub.log.file_bytes(path="*00001-of*") == len(files["model-00001-of-00004.safetensors"])
+    assert own_hub.log.file_bytes(path="*00002-of*") == len(files["model-00002-of-00004.safetensors"])
+    assert read_tree(load_directory(store, reference, tmp_path / "out", cache=cache)) == files
+
+
+def test_on_another_node_what_was_stored_is_not_downloaded_again(own_hub, start, files):
+    gate = own_hub.faults.hold_next(1, path=SHARD, method="GET")
+    holder = start(0, node="first")
+    assert gate.wait_until_held()
+    waiting = start(1, node="second")
+    holder.kill()
+    holder.wait()
+    gate.open()
+    reference_of(waiting)
+    for number in (1, 2):
+        assert own_hub.log.file_bytes(path=f"*0000{number}-of*") == 300_000
+
+
+def test_an_interrupted_download_leaves_nothing_visible(own_hub, start, store):
+    gate = own_hub.faults.hold_next(1, path=SHARD, method="GET")
+    holder = start(0)
+    assert gate.wait_until_held()
+    holder.kill()
+    holder.wait()
+    gate.open()
+    assert list(store.list("manifests")) == []
+    assert list(store.list("snapshots")) == []

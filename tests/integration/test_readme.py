@@ -1,0 +1,67 @@
+"""The README is executable."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from metaflow_hf.demo.fixtures import fixture_content
+
+from .conftest import ROOT, Shell
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_its_commands_are_known(readme):
+    """Each of them is run by a test: the first two and the last by ``make`` and ``test_demo``."""
+    assert [command[:2] for command in readme.commands] == [
+        ["make", "demo"],
+        ["make", "test"],
+        ["python", "flows/train_flow.py"],
+        ["python", "flows/generate_flow.py"],
+    ]
+    assert re.search(r"^test:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_flow_of_ten_lines(shell: Shell, hub, readme):
+    (flow,) = readme.python
+    (shell.directory / "cache_flow.py").write_text(flow)
+    output = shell.succeed("cache_flow.py", "run", HF_ENDPOINT=hub.url)
+    assert "the files are in" in output
+    with hub.log.new() as log:
+        shell.succeed("cache_flow.py", "run", HF_ENDPOINT=hub.url)
+    assert log.file_bytes() == 0
+
+
+def test_fine_tuning_from_the_real_hub(shell: Shell, start_hub, readme):
+    """The command as it stands, with a hub on localhost where the real one would be."""
+    content = fixture_content()
+    words = [f"word{number}" for number in range(40)]
+    rows = "".join(f'{{"text": "Once upon a time {" ".join(words[n % 7 : n % 31])}"}}\n' for n in range(600))
+    content.add("roneneldan/TinyStories", {"train.jsonl": rows.encode()}, repo_type="dataset")
+    server = start_hub(content)
+    command = readme.commands[2]
+    arguments = [
+        str(ROOT / word) if word.startswith(("flows/", "configs/")) else word for word in command[1:]
+    ]
+    output = shell.succeed(*arguments, timeout=280, HF_ENDPOINT=server.url)
+    assert "gpt2 @ " in output
+    assert "hf://roneneldan/TinyStories @ " in output
+    loss = [float(re.search(rf"│ +{row} training +([\d.]+)", output)[1]) for row in ("before", "after")]
+    assert loss[1] < loss[0]
+
+
+def test_the_folders_exist(readme):
+    picture = (ROOT / "README.md").read_text().split("```text")[-1].partition("```")[0]
+    parent = Path()
+    for line in picture.strip().splitlines():
+        name = line.split()[0]
+        place = ROOT / (parent / name if line.startswith(" ") else name)
+        assert place.exists(), name
+        if not line.startswith(" "):
+            parent = Path(name)
+
+
+def test_it_is_one_screen():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 90

@@ -1,0 +1,217 @@
+"""The run as the steps of a flow see it: parameters over configuration, plan, shares of a machine."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.sizes import chunk_samples
+from metaflow_hf.errors import ConfigError
+from metaflow_hf.report import UnigramModel, plan_text
+from metaflow_hf.store import datastore
+from metaflow_hf.train import devices
+from metaflow_hf.train.job import TrainingJob
+from metaflow_hf.train.planning import check_length
+from metaflow_hf.train.speed import tokens_per_second
+
+DEMO = {
+    "hub": "embedded",
+    "model": {"repo_id": "a/model", "revision": "v1"},
+    "data": {"dataset": "hf://a/data", "evaluation_dataset": "hf://a/data:default:test"},
+    "rounds": {"workers": 2, "max_tokens": 100},
+}
+
+
+@pytest.fixture(autouse=True)
+def _progress_bars_come_back():
+    """A task of a flow does without them; the other tests of this process should not."""
+    yield
+    enable_progress_bar()
+
+
+def job(values=DEMO, **parameters) -> TrainingJob:
+    return TrainingJob.configured(values, run="Flow-1", **parameters)
+
+
+def test_without_parameters_the_configuration_holds():
+    made = job()
+    assert made.config == TrainConfig.parse(DEMO)
+    assert (made.lineage, made.model_hub, made.data_hub) == ("Flow-1", "embedded", "embedded")
+    assert TrainingJob.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_another_model_does_not_inherit_the_revision_nor_the_embedded_hub():
+    made = job(repo_id="b/model")
+    assert (made.config.model.repo_id, made.config.model.revision) == ("b/model", "main")
+    assert (made.model_hub, made.data_hub) == (None, "embedded")
+    assert job(revision="v2").config.model.revision == "v2"
+    assert job(repo_id="a/model", revision="v3").model_hub == "embedded"
+
+
+def test_another_dataset_does_not_inherit_the_held_out_one():
+    made = job(dataset="hf://b/data")
+    assert made.config.data.evaluation_dataset is None
+    assert (made.model_hub, made.data_hub) == ("embedded", None)
+    assert job(dataset="hf://a/data").config.data.evaluation_dataset is not None
+
+
+def test_numbers_override():
+    made = job(num_gpus=5, max_tokens=7, lineage="mine/too")
+    assert (made.config.rounds.workers, made.config.rounds.max_tokens) == (5, 7)
+    assert made.lineage == "mine!2Ftoo"
+    assert job(num_gpus=0).config.rounds.workers == max(torch.cuda.device_count(), 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "parameters", "said"),
+    [
+        (DEMO, {"num_gpus": -1}, "--num_gpus -1"),
+        (DEMO, {"max_tokens": 0}, "rounds.max_tokens"),
+        ({"data": {"dataset": "hf://a/b"}}, {}, "model.repo_id is required"),
+        ({"model": {"repo_id": "a/b"}}, {}, "data.dataset is required"),
+        ({"modle": {}}, {}, "did you mean 'model'"),
+    ],
+)
+def test_mistakes_are_told(values, parameters, said):
+    with pytest.raises(ConfigError, match=said):
+        job(values, **parameters)
+
+
+def test_sequences_must_fit_the_model(model_dir: Path):
+    known = json.loads((model_dir / "config.json").read_text())["max_position_embeddings"]
+    config = TrainConfig.parse({"model": {"repo_id": "a/b"}, "data": {"sequence_length": known}})
+    check_length(model_dir, config)
+    with pytest.raises(ConfigError, match=rf"{known:,} positions of a/b"):
+        check_length(model_dir, config.replace(data={"sequence_length": known + 1}))
+
+
+@pytest.fixture
+def local_run(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(datastore, "_active", ("local", str(tmp_path / ".metaflow")))
+    monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
+    return tmp_path
+
+
+def prepared(local_run: Path, model_dir: Path, dataset_dir: Path, **sections) -> TrainingJob:
+    raw = dataset_dir.parent / "raw.txt"
+    values = {
+        "model": {"repo_id": "a/tiny"},
+        "data": {
+            "dataset": str(raw),
+            "heldout_samples": 20,
+            "sequence_length": 32,
+            "batch_size": 2,
+            "samples_per_block": 40,
+            "dataset_chunk_size": 20,
+        },
+        "optimizer": {"learning_rate": 3e-2},
+        "rounds": {"claim_samples": 5, "seconds": 0.1, **sections.pop("rounds", {})},
+        "evaluation": {"prompts": ["the value"], "max_new_tokens": 5},
+        **sections,
+    }
+    return TrainingJob.configured(values, run="F-1").check_data().build()
+
+
+def test_from_blocks_to_a_model_that_is_measured(local_run: Path, model_dir: Path, dataset_dir: Path):
+    made = prepared(local_run, model_dir, dataset_dir)
+    assert (local_run / ".metaflow" / "mf.hf" / made.training / "block_manifest.json").exists()
+    plan = made.begin(model_dir, {"commit_hash": "c" * 40})
+    assert (plan.samples, plan.claims, plan.claim_samples, plan.workers) == (80, 16, 5, 1)
+    assert plan.heldout_samples == 20
+    assert plan.rounds >= 1
+    assert plan.seconds is not None
+    assert "a/tiny @ cccccccccccc" in plan_text(plan)
+    # Rows without the held-out ones, tokenized here: an estimate from 90 of 100 rows is close.
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    rows = (dataset_dir.parent / "raw.txt").read_text().splitlines()
+    exact = sum(len(ids) + 1 for ids in tokenizer(rows[:80])["input_ids"])
+    assert plan.tokens == pytest.approx(exact, rel=0.1)
+
+    lines: list[str] = []
+    metrics = made.work(model_dir, branch=0, write=lines.append)
+    assert any("step 1" in line for line in lines)
+    reference = made.export(model_dir, pathspec="F/1/merge/5")
+    assert made.export(model_dir, pathspec="F/1/merge/6") == reference
+    assert reference["metadata"]["positions_done"] == 16
+
+    from metaflow_hf.store import configured_store
+    from metaflow_hf.store.models import load_directory
+
+    trained = load_directory(configured_store(), reference, local_run / "trained")
+    outcome = made.evaluate(model_dir, trained, plan=plan, model=reference, metrics=[metrics], run="F/1")
+    assert outcome.after.loss < outcome.before.loss
+    assert outcome.seconds > 0
+    assert [sample.name for sample in outcome.samples] == ["before", "after"]
+    # The unigram model of the trained rows, on the held-out rows, by hand.
+    end = tokenizer.eos_token_id
+    ids = [[*row, end] for row in tokenizer(rows)["input_ids"]]
+    expected = UnigramModel(ids[:80], len(tokenizer)).loss(ids[80:])
+    assert outcome.unigram.loss == pytest.approx(expected)
+    assert outcome.unigram.tokens == outcome.after.tokens == sum(map(len, ids[80:]))
+    assert outcome.after.perplexity == pytest.approx(math.exp(outcome.after.loss))
+
+
+def test_joining_takes_the_chunk_size_that_the_lineage_began_with(local_run, model_dir, dataset_dir):
+    first = prepared(local_run, model_dir, dataset_dir)
+    first.begin(model_dir, {})
+    values = first.config.replace(data={"dataset_chunk_size": "auto"}).model_dump(mode="json")
+    second = TrainingJob.configured(values, run="F-1").build()
+    assert second.config.data.dataset_chunk_size == 20
+    second.begin(model_dir, {})
+
+
+def test_the_speed_is_measured_only_where_it_says_something(model_dir: Path, monkeypatch):
+    config = TrainConfig.parse({"data": {"sequence_length": 32, "batch_size": 2}})
+    state = torch.random.get_rng_state()
+    assert tokens_per_second(model_dir, config, parameters=1_000) > 0
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert tokens_per_second(model_dir, config, parameters=10**10) is None
+    monkeypatch.setenv("METAFLOW_RUNTIME_ENVIRONMENT", "kubernetes")
+    assert tokens_per_second(model_dir, config, parameters=1_000) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "branch", "workers", "seen"),
+    [
+        ("GPU-a,GPU-b", 1, 2, "GPU-b"),
+        ("3,5,7", 4, 6, "5"),
+        ("2", 0, 1, "2"),
+    ],
+)
+def test_each_branch_sees_its_own_gpu(monkeypatch, visible, branch, workers, seen):
+    monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    devices.take_share(branch, workers)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
+
+
+def test_a_pod_has_its_machine_for_itself(monkeypatch):
+    monkeypatch.setenv("METAFLOW_RUNTIME_ENVIRONMENT", "kubernetes")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    devices.take_share(1, 8)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_branches_on_the_cpu_share_its_cores(monkeypatch):
+    monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        devices.take_share(0, 64)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("gib", "samples"), [(8, 1_000), (16, 2_000), (32, 4_000), (64, 8_000), (512, 8_000)]
+)
+def test_chunks_suit_the_memory(gib: int, samples: int):
+    assert chunk_samples(gib * 2**30) == samples

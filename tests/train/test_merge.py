@@ -1,0 +1,172 @@
+"""Which contributions count when a round is closed."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from metaflow_hf.store import open_store
+from metaflow_hf.train.files import PayloadFiles
+from metaflow_hf.train.lineage import Lineage
+from metaflow_hf.train.merge import Merger
+from metaflow_hf.train.outer import average
+from metaflow_hf.train.records import Delta, Round
+from metaflow_hf.train.tensors import write_all
+
+
+class Bench:
+    """A lineage of one parameter, to which contributions are published by hand."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lineage = Lineage(open_store(root / "store"))
+        path = root / "initial"
+        digest = write_all(path, {"w": torch.zeros(4)})
+        weights = self.lineage.upload_payload(path, "weights", 0, digest)
+        self.base = self.lineage.create_round(Round(nonce="0", round=0, parent=None, weights=weights))
+
+    def publish(self, attempt: str, positions, values, *, tokens: int = 10, **changes) -> None:
+        path = self.root / attempt
+        digest = write_all(path, {"w": torch.tensor(values)})
+        payload = self.lineage.upload_delta(path, self.base.number, attempt, digest)
+        delta = Delta(
+            base=self.base.digest,
+            attempt=attempt,
+            positions=positions,
+            tokens=tokens,
+            loss=1.0,
+            encoding="fp32",
+            tensors=payload,
+        )
+        self.lineage.publish(self.base.number, msgspec.structs.replace(delta, **changes))
+
+    def merger(self, **settings) -> Merger:
+        return Merger(
+            lineage=self.lineage,
+            files=PayloadFiles(self.lineage.store, self.root / f"scratch{self.base.number}"),
+            attempt="closer",
+            **{"num_positions": 10, "max_tokens": None, "outer_step": average, **settings},
+        )
+
+    def close(self, claims=None, **settings):
+        self.base = self.merger(**settings).close(self.base, claims or {})
+        return self.base.manifest
+
+    def weights(self) -> list[float]:
+        path = self.root / "read"
+        self.lineage.store.download(self.base.manifest.weights.key, path)
+        return load_file(path)["w"].tolist()
+
+
+@pytest.fixture
+def bench(tmp_path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_contributions_are_weighted_by_their_tokens(bench):
+    bench.publish("a", [(0, 1)], [1.0] * 4, tokens=30)
+    bench.publish("b", [(1, 3)], [5.0] * 4, tokens=10)
+    manifest = bench.close()
+    assert bench.weights() == [2.0] * 4
+    assert manifest.done == [(0, 3)]
+    assert manifest.tokens == 40
+    assert [item.attempt for item in manifest.accepted] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"base": "0" * 64}, "started from"),
+        ({"positions": [(0, 1), (3, 4)]}, "in the model already or in another"),
+        ({"positions": [(5, 50)]}, "not possible"),
+        ({"positions": []}, "not possible"),
+        ({"encoding": "int8/1024"}, "missing or unknown"),
+    ],
+)
+def test_what_does_not_fit_is_rejected_with_its_reason(bench, changes, reason):
+    changes = dict(changes)
+    bench.publish("a", [(0, 1)], [1.0] * 4)
+    bench.publish("b", changes.pop("positions", [(3, 4)]), [9.0] * 4, **changes)
+    manifest = bench.close({0: "a", 3: "b"})
+    assert bench.weights() == [1.0] * 4
+    assert reason in manifest.rejected["b"]
+    assert manifest.done == [(0, 1)]
+    assert manifest.failures == {3: 1}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_rejected_and_counted(bench, value):
+    bench.publish("a", [(0, 1)], [1.0] * 4)
+    bench.publish("b", [(1, 2)], [0.0, value, 0.0, 0.0])
+    manifest = bench.close({0: "a", 1: "b"})
+    assert bench.weights() == [1.0] * 4
+    assert "not finite" in manifest.rejected["b"]
+    assert manifest.failures == {1: 1}
+
+
+def test_damaged_tensors_are_rejected(bench):
+    bench.publish("a", [(0, 1)], [1.0] * 4)
+    bench.publish("b", [(1, 2)], [2.0] * 4)
+    path = bench.root / "store/deltas/0000000000/b.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    manifest = bench.close()
+    assert "damaged" in manifest.rejected["b"]
+    assert manifest.done == [(0, 1)]
+
+
+def test_a_position_is_never_taken_twice_over_rounds(bench):
+    bench.publish("a", [(0, 2)], [1.0] * 4)
+    bench.close()
+    bench.publish("b", [(1, 3)], [1.0] * 4)
+    manifest = bench.close()
+    assert manifest.accepted == []
+    assert manifest.done == [(0, 2)]
+    assert manifest.empty_rounds == 1
+
+
+def test_weights_of_the_only_contributor_are_taken_as_they_are(bench):
+    bench.publish("a", [(0, 1)], [0.1, 0.2, 0.3, 0.7], encoding="weights")
+    bench.close()
+    assert bench.weights() == torch.tensor([0.1, 0.2, 0.3, 0.7]).tolist()
+
+
+def test_an_empty_round_keeps_everything_and_counts_failures(bench):
+    manifest = bench.close({4: "dead", 5: "dead"})
+    assert manifest.weights.key.startswith("weights/0000000000/")
+    assert manifest.failures == {4: 1, 5: 1}
+    assert not manifest.final
+    assert bench.close({4: "dead"}).failures == {4: 2, 5: 1}
+    bench.publish("a", [(4, 5)], [1.0] * 4)
+    assert bench.close({4: "a"}).failures == {5: 1}
+
+
+def test_claims_given_up_unharmed_are_no_failures(bench):
+    bench.publish("a", [(0, 1)], [1.0] * 4, released=[(2, 3)], failed=[(3, 4)])
+    assert bench.close({0: "a", 2: "a", 3: "a"}).failures == {3: 1}
+
+
+def test_positions_that_fail_too_often_are_skipped_where_that_is_wanted(bench):
+    for _ in range(2):
+        manifest = bench.close({4: "dead"}, max_failures=2, skip_failing=True)
+    assert manifest.skipped == [(4, 5)]
+    bench.publish("a", [(0, 4), (5, 10)], [1.0] * 4)
+    assert bench.close().final
+
+
+def test_all_positions_or_the_budget_of_tokens_make_a_round_final(bench):
+    bench.publish("a", [(0, 4)], [1.0] * 4)
+    assert not bench.close(max_tokens=11).final
+    bench.publish("b", [(4, 5)], [1.0] * 4)
+    assert bench.close(max_tokens=11).final
+
+
+def test_of_two_closers_one_commits_and_both_go_on_with_it(bench):
+    bench.publish("a", [(0, 1)], [1.0] * 4)
+    first, second = bench.merger(), bench.merger()
+    one = first.close(bench.base, {0: "a"})
+    bench.publish("late", [(1, 2)], [1.0] * 4)
+    two = second.close(bench.base, {0: "a", 1: "late"})
+    assert one == two
+    assert [item.attempt for item in two.manifest.accepted] == ["a"]

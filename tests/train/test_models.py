@@ -1,0 +1,86 @@
+"""Which models are trained, and how they are loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from metaflow_hf.config import ModelConfig
+from metaflow_hf.demo import fixture_models, tiny_models
+from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.train.models import load_model, load_tokenizer, prepare, trained_parameters
+
+
+def test_weights_are_read_in_fp32_and_tied_ones_are_trained_once(model_dir):
+    model = prepare(load_model(model_dir, ModelConfig()), ModelConfig())
+    parameters = trained_parameters(model)
+    assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
+    assert "model.embed_tokens.weight" in parameters
+    assert "lm_head.weight" not in parameters
+
+
+def test_random_weights_depend_on_the_seed_alone(model_dir):
+    config = ModelConfig(initialise="random")
+    first, second, other = (
+        dict(load_model(model_dir, config, seed=seed).named_parameters()) for seed in (1, 1, 2)
+    )
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(first[name], second[name])
+    assert not torch.equal(first[name], other[name])
+
+
+@pytest.mark.parametrize("architectures", [["BertForMaskedLM"], ["BertModel"], []])
+def test_an_encoder_is_refused(tmp_path, architectures):
+    config = {**fixture_models.bert_config(vocab_size=100), "architectures": architectures}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="only causal language models"):
+        load_model(tmp_path, ModelConfig(initialise="random"))
+
+
+def test_a_directory_without_a_model_or_tokenizer_is_refused(tmp_path, model_dir):
+    with pytest.raises(UnsupportedModelError, match="no model that transformers knows"):
+        load_model(tmp_path, ModelConfig())
+    shutil.copy(model_dir / "config.json", tmp_path)
+    with pytest.raises(UnsupportedModelError, match="holds no weights"):
+        load_model(tmp_path, ModelConfig())
+    with pytest.raises(UnsupportedModelError, match="no usable tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_pickled_weights_are_read_only_when_that_is_allowed(tmp_path, model_dir):
+    expected = load_model(model_dir, ModelConfig())
+    shutil.copy(model_dir / "config.json", tmp_path)
+    torch.save(expected.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnsupportedModelError, match="allow_pickle"):
+        load_model(tmp_path, ModelConfig())
+    found = load_model(tmp_path, ModelConfig(allow_pickle=True))
+    for name, value in expected.named_parameters():
+        assert torch.equal(found.get_parameter(name), value)
+
+
+def test_only_adapters_are_trained_with_lora(model_dir):
+    config = ModelConfig.model_validate({"lora": {"rank": 4}})
+    parameters = trained_parameters(prepare(load_model(model_dir, config), config, seed=3))
+    assert parameters
+    assert all("lora_" in name for name in parameters)
+    again = trained_parameters(prepare(load_model(model_dir, config), config, seed=3))
+    assert all(torch.equal(again[name], value) for name, value in parameters.items())
+
+
+def test_a_decoder_of_another_family_is_taken(tmp_path):
+    config = fixture_models.gpt2_config(vocab_size=100)
+    (tmp_path / "config.json").write_bytes(tiny_models.config_file(config))
+    assert trained_parameters(load_model(tmp_path, ModelConfig(initialise="random")))
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_by_name(model_dir, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(model_dir, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedModelError, match=r"lacks 1 .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(tmp_path / "model", ModelConfig())

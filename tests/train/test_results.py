@@ -1,0 +1,187 @@
+"""What comes of a lineage: an exported model, its quality, its texts."""
+
+import json
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from metaflow_hf.config import ModelConfig
+from metaflow_hf.errors import ConfigError, TrainingIncomplete
+from metaflow_hf.events import RoundClosed
+from metaflow_hf.store import open_store
+from metaflow_hf.store.models import load_directory
+from metaflow_hf.train import evaluate, export_lineage, generate
+from metaflow_hf.train.evaluation import heldout_texts
+from metaflow_hf.train.models import load_model, load_tokenizer
+
+TASK = {"flow": "F", "run": "1", "step": "join", "task": "7"}
+
+
+@pytest.fixture(autouse=True)
+def _own_node_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("METAFLOW_HF_CACHE", str(tmp_path / "node-cache"))
+
+
+@pytest.fixture
+def export(training, tmp_path):
+    def run(**changes):
+        return export_lineage(
+            store=training.store,
+            models=open_store(tmp_path / "models"),
+            model_dir=training.model_dir,
+            config=training.config,
+            **{**TASK, **changes},
+        )
+
+    return run
+
+
+def load(tmp_path, reference):
+    return load_directory(open_store(tmp_path / "models"), reference, tmp_path / "out")
+
+
+def test_the_export_is_the_final_round_and_the_same_however_often_it_is_asked_for(training, export, tmp_path):
+    training.start()
+    training.work()
+    reference = export()
+    assert export(task="8") == reference
+    assert reference.metadata["positions_done"] == 18
+    assert reference.metadata["lineage"] == "test"
+    directory = load(tmp_path, reference)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    newest = max((tmp_path / "store/rounds").glob("*.json"))
+    weights = json.loads(newest.read_text())["weights"]["key"]
+    from safetensors.torch import load_file
+
+    for name, value in load_file(tmp_path / "store" / weights).items():
+        assert torch.equal(model.get_parameter(name), value)
+    assert AutoTokenizer.from_pretrained(directory)("a list")["input_ids"]
+
+
+def test_an_unfinished_lineage_is_not_exported(training, export):
+    training.start()
+    with pytest.raises(TrainingIncomplete, match="0 of 18 positions are done"):
+        export()
+
+
+def test_adapters_are_trained_and_folded_into_the_model(training, export, tmp_path):
+    training.start(model={"lora": {"rank": 4}}, rounds={"max_tokens": 1500})
+    training.work()
+    size = max(path.stat().st_size for path in (tmp_path / "store/weights").rglob("*.safetensors"))
+    assert size < (training.model_dir / "model.safetensors").stat().st_size / 2
+    directory = load(tmp_path, export())
+    before = AutoModelForCausalLM.from_pretrained(training.model_dir)
+    after = AutoModelForCausalLM.from_pretrained(directory)
+    assert before.state_dict().keys() == after.state_dict().keys()
+    assert not torch.equal(
+        before.model.layers[0].mlp.up_proj.weight, after.model.layers[0].mlp.up_proj.weight
+    )
+
+
+def test_the_export_has_the_wanted_dtype(training, export, tmp_path):
+    training.start(model={"dtype": "bfloat16"}, rounds={"max_tokens": 500})
+    training.work()
+    directory = load(tmp_path, export())
+    assert AutoModelForCausalLM.from_pretrained(directory, dtype="auto").dtype == torch.bfloat16
+
+
+def test_training_lowers_the_loss_on_held_out_text(training, export, tmp_path):
+    training.start(data={"epochs": 2})
+    losses = []
+    training.work(
+        on_event=lambda event: losses.append(event.loss) if isinstance(event, RoundClosed) else None
+    )
+    with training.blocks() as blocks:
+        texts = heldout_texts(blocks, training.config)
+    assert len(texts) == 10
+    before = evaluate(training.model_dir, texts, sequence_length=32)
+    after = evaluate(load(tmp_path, export()), texts, sequence_length=32)
+    assert after.loss < before.loss - 1
+    assert (before.tokens, before.bytes) == (after.tokens, after.bytes)
+    assert losses[-1] < losses[0]
+
+
+def test_held_out_texts_are_the_last_rows(training, dataset_dir):
+    with training.blocks() as blocks:
+        texts = heldout_texts(blocks, training.config)
+    files = sorted((dataset_dir / "blocks").glob("*.jsonl"))
+    rows = [json.loads(line)["text"] for file in files for line in file.read_text().splitlines()]
+    assert texts == rows[-10:]
+
+
+@pytest.mark.parametrize("length", [7, 16, 1000])
+def test_every_token_is_predicted_once_from_its_window(model_dir, length):
+    texts = ["the list of a file", "", "it is the name", "von der Größe"]
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    stream = [tokenizer.eos_token_id]
+    for text in filter(None, texts):
+        stream += [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    total = 0.0
+    for target in range(1, len(stream)):
+        window = stream[(target - 1) // length * length : target]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([window])).logits[0, -1]
+        total -= float(torch.log_softmax(logits.double(), -1)[stream[target]])
+    found = evaluate(model, texts, tokenizer, sequence_length=length)
+    assert found.tokens == len(stream) - 1
+    assert found.bytes == sum(len(text.encode()) for text in texts)
+    assert found.loss == pytest.approx(total / found.tokens, rel=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / found.bytes, rel=1e-5)
+
+
+def test_nothing_to_predict_is_an_error(model_dir):
+    with pytest.raises(ConfigError, match="nothing to predict"):
+        evaluate(model_dir, ["", ""])
+
+
+def test_the_same_seed_gives_the_same_text(model_dir):
+    prompts = ["the list", ""]
+    first = generate(model_dir, prompts, max_new_tokens=12, seed=3)
+    torch.rand(5)
+    assert generate(model_dir, prompts, max_new_tokens=12, seed=3) == first
+    assert generate(model_dir, prompts, max_new_tokens=12, seed=4) != first
+    assert len(first) == 2
+    assert not first[0].startswith("the list")
+
+
+def test_temperature_zero_takes_the_most_likely_tokens(model_dir):
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    ids = tokenizer("the list")["input_ids"]
+    start = len(ids)
+    for _ in range(6):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    expected = tokenizer.decode(ids[start:], skip_special_tokens=True)
+    found = generate(model, ["the list"], tokenizer, max_new_tokens=6, temperature=0)[0]
+    assert found == expected
+
+
+def test_a_token_before_each_document_is_context_and_not_predicted(model_dir):
+    from tokenizers.processors import TemplateProcessing
+
+    plain = load_tokenizer(model_dir)
+    tokenizer = load_tokenizer(model_dir)
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(5)
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.bos_token} $A", special_tokens=[(tokenizer.bos_token, 5)]
+    )
+    texts = ["the value of a file", "the name"]
+    assert tokenizer(texts)["input_ids"][0][0] == 5
+    model = load_model(model_dir, ModelConfig())
+    measured = evaluate(model, texts, tokenizer, sequence_length=64)
+    # By hand, as it is trained: [begin, text, end] for each text, the begin never counted.
+    rows = [[5, *ids, plain.eos_token_id] for ids in plain(texts)["input_ids"]]
+    stream = torch.tensor([[token for row in rows for token in row]])
+    with torch.no_grad():
+        logits = model(input_ids=stream[:, :-1]).logits[0].double()
+    targets = stream[0, 1:]
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    keep = torch.ones_like(targets, dtype=torch.bool)
+    keep[len(rows[0]) - 1] = False
+    assert measured.tokens == int(keep.sum())
+    assert measured.loss == pytest.approx(float(losses[keep].mean()), rel=1e-5)
