@@ -31,7 +31,16 @@ def test_usual_names_pass(name: str):
         "dir/NUL.txt",
         "aux.json",
         "x" * 256,
+        "/".join(["x" * 200] * 5),
         "\udcff",
+        "dir/d:/x",
+        "a\x85b",
+        "com¹.txt",
+        "CONIN$",
+        "con .txt",
+        "config.json.",
+        "dir./x",
+        "trailing ",
     ],
 )
 def test_names_that_may_leave_their_directory_are_refused(name: str):
@@ -39,7 +48,18 @@ def test_names_that_may_leave_their_directory_are_refused(name: str):
         check_filename(name)
 
 
-@pytest.mark.parametrize("names", [["a", "A"], ["dir/x", "DIR/X"], ["a", "a"], ["a", "a/b"], ["A/b", "a"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "A"],
+        ["dir/x", "DIR/X"],
+        ["a", "a"],
+        ["a", "a/b"],
+        ["A/b", "a"],
+        ["\u00e9", "e\u0301"],
+        ["\u00c9/x", "e\u0301/X"],
+    ],
+)
 def test_names_that_mean_one_file_on_some_system_are_refused(names: list[str]):
     with pytest.raises(SelectionError):
         check_filenames(names)
