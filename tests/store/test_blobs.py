@@ -1,5 +1,6 @@
 """Bytes are stored once, under their sha256, on every kind of store."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 from metaflow_hf.errors import IntegrityError, NotFound, SelectionError
 from metaflow_hf.store.blobs import Blobs, blob_key, has_blob, hash_file, put_blob
 from metaflow_hf.store.manifests import Manifest, ManifestFile, condemned_files, publish, read_manifest
+from metaflow_hf.store.models import load_directory
+from metaflow_hf.store.node_cache import NodeCache
 from metaflow_hf.store.objects import Digest, ObjectStore
 
 
@@ -99,6 +102,31 @@ def test_a_hostile_name_in_a_manifest_is_refused(store: ObjectStore, file: Path)
     store.put("m.json", manifest.to_bytes().replace(b"harmless", b"../../up"))
     with pytest.raises(SelectionError, match="refused"):
         read_manifest(store, "m.json")
+
+
+@pytest.mark.parametrize(
+    "tampered",
+    [
+        {"sha256": "../../../secret"},
+        {"sha256": "A" * 64},
+        {"blob": "pins/another/object"},
+        {"blob": f"blobs/00/{'0' * 64}"},
+        {"blob": "../../../secret"},
+        {"size": -1},
+        {"oid": "../../../secret"},
+        {"oid": 7},
+    ],
+)
+def test_a_tampered_manifest_leads_nowhere_else(store: ObjectStore, file: Path, tmp_path: Path, tampered):
+    secret = tmp_path / "secret"
+    secret.write_bytes(file.read_bytes())
+    value = json.loads(Manifest(files=(entry(store, file),)).to_bytes())
+    value["files"][0] |= tampered
+    store.put("m.json", json.dumps(value).encode())
+    with pytest.raises(IntegrityError, match=r"m\.json is damaged"):
+        load_directory(store, "m.json", tmp_path / "out", cache=NodeCache(tmp_path / "node"), verify="never")
+    assert secret.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_manifest_that_is_not_the_one_referred_to(store: ObjectStore, file: Path):

@@ -6,18 +6,21 @@ It holds no time, host or token: nothing but the content and what ``about`` says
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from metaflow_hf.errors import IntegrityError, NotFound
-from metaflow_hf.store.blobs import condemned_blobs
+from metaflow_hf.store.blobs import blob_key, condemned_blobs
 from metaflow_hf.store.filenames import check_filenames
 from metaflow_hf.store.objects import Digest, ObjectInfo, ObjectStore, encode_json
 
 SCHEMA: Final = 1
 READERS: Final = 8
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_SHA1: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,7 @@ class Manifest:
         try:
             value = json.loads(data)
             schema, about = int(value["schema"]), dict(value["about"])
-            files = tuple(
-                ManifestFile(
-                    path=str(item["path"]),
-                    size=int(item["size"]),
-                    sha256=str(item["sha256"]),
-                    blob=str(item["blob"]),
-                    oid=item.get("oid"),
-                )
-                for item in value["files"]
-            )
+            files = tuple(_file(item) for item in value["files"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"the manifest {key} is damaged: {type(error).__name__} {error}.") from error
         if schema > SCHEMA:
@@ -137,6 +131,27 @@ def condemned_files(store: ObjectStore, manifest: Manifest) -> list[ManifestFile
     """The files whose blob was condemned before the manifest existed: they must be stored again."""
     condemned = condemned_blobs(store)
     return [file for file in manifest.files if file.blob in condemned]
+
+
+def _file(item: Mapping[str, Any]) -> ManifestFile:
+    file = ManifestFile(
+        path=str(item["path"]),
+        size=int(item["size"]),
+        sha256=str(item["sha256"]),
+        blob=str(item["blob"]),
+        oid=item.get("oid"),
+    )
+    # These name files on the node and objects in the store: a manifest that was tampered with must lead nowhere else.
+    if not _SHA256.fullmatch(file.sha256) or not _is_blob_of(file.blob, file.sha256):
+        raise ValueError(f"{file.path!r} is not stored under its own sha256")
+    if file.size < 0 or not (file.oid is None or _SHA1.fullmatch(file.oid)):
+        raise ValueError(f"{file.path!r} has no valid size or git sha1")
+    return file
+
+
+def _is_blob_of(key: str, sha256: str) -> bool:
+    first = blob_key(sha256)
+    return key == first or (key.startswith(f"{first}.") and key[len(first) + 1 :].isdecimal())
 
 
 def _content(manifest: Manifest) -> list[tuple[str, int, str]]:
