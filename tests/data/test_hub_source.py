@@ -20,6 +20,7 @@ from metaflow_hf.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
     SelectionError,
+    UnsupportedModalityError,
 )
 from metaflow_hf.hub.client import HubClient, RetryPolicy
 from metaflow_hf.store import open_store
@@ -169,7 +170,8 @@ def test_a_hub_that_is_gone_is_an_outage(hub, tmp_path, monkeypatch):
         (f"{given.CONFIGS_ID}:french:dev", SelectionError, "train"),
         (given.GATED_DATASET_ID, GatedRepoError, "gated"),
         (given.PRIVATE_DATASET_ID, RepositoryNotFoundError, "private"),
-        ("acme/photos", SelectionError, "photos"),
+        ("acme/photos", UnsupportedModalityError, "photos.*holds image data.*only text"),
+        ("acme/speech", UnsupportedModalityError, "audio"),
         ("no:such:thing:at:all", SelectionError, "write hf://"),
         ("../etc", SelectionError, "not the id"),
     ],

@@ -5,12 +5,14 @@ what the hub answers, or does not, becomes an error of ours that says where and 
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urljoin, urlsplit
 
 import stamina
 from huggingface_hub import errors as hf_errors
@@ -21,7 +23,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from metaflow_hf import environment
-from metaflow_hf.errors import HubError, HubUnavailable, IntegrityError
+from metaflow_hf.errors import HubError, HubUnavailable, IntegrityError, SelectionError
 from metaflow_hf.hub import errors
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.names import Repo, is_commit_hash
@@ -30,6 +32,8 @@ from metaflow_hf.hub.records import Resolved
 logger = logging.getLogger("metaflow_hf.hub")
 
 T = TypeVar("T")
+
+_CHECKSUM: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 # httpx's base error, whichever httpx this huggingface_hub was built on.
 TransportError: Final[type[Exception]] = hf_errors.HfHubHTTPError.__bases__[0]
@@ -73,8 +77,25 @@ class HubClient:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def request_headers(self) -> dict[str, str]:
-        """Headers of every request, with the user's token if there is one."""
-        return build_hf_headers(token=self.token, library_name="metaflow-hf", headers=self.headers)
+        """Headers of every request, with the user's token if there is one.
+
+        Raises ``SelectionError``, which never shows the value, for what no header can carry.
+        """
+        # What is read from files and secret stores often ends with a line break.
+        token = (self.token.strip() or None) if isinstance(self.token, str) else self.token
+        try:
+            headers = build_hf_headers(token=token, library_name="metaflow-hf", headers=self.headers)
+        except hf_errors.LocalTokenNotFoundError as error:
+            raise SelectionError(
+                "token=True, but there is no token: set HF_TOKEN or run `hf auth login`."
+            ) from error
+        for name, value in headers.items():
+            if not (value.isascii() and value.isprintable()):
+                raise SelectionError(
+                    f"the header {name!r} of requests to {self.endpoint.url} would hold control or foreign characters: "
+                    "check the token or headers that you gave, and HF_TOKEN."
+                )
+        return headers
 
     def resolve(self, repo: Repo, revision: str) -> Resolved:
         """The commit that a revision names now, after checking that this user may download the repository."""
@@ -98,19 +119,29 @@ class HubClient:
         answer = self._json(f"/api/{repo.repo_type}s/{repo.repo_id}/revision/{commit_hash}", str(repo))
         return str(answer.get("id") or repo.repo_id)
 
+    def tags(self, repo: Repo, commit_hash: str) -> tuple[str, ...]:
+        """The tags that the hub shows for a repository, such as ``modality:text``."""
+        answer = self._json(f"/api/{repo.repo_type}s/{repo.repo_id}/revision/{commit_hash}", str(repo))
+        return tuple(map(str, answer.get("tags") or ()))
+
     def tree(self, repo: Repo, commit_hash: str) -> list[RemoteFile]:
         """All files of a commit, listed page by page."""
         what = f"the files of {repo} at {commit_hash[:12]}"
         url = f"{self.endpoint.url}/api/{repo.repo_type}s/{repo.repo_id}/tree/{commit_hash}?recursive=true"
         files: list[RemoteFile] = []
+        seen: set[str] = set()
         while url:
+            seen.add(url)
             with self._explained(what):
                 response = self._repeat(lambda page=url: self._get(page))  # type: ignore[misc]
             try:
                 files += [_remote_file(item) for item in response.json() if item["type"] == "file"]
             except (ValueError, KeyError, TypeError) as error:
                 raise self._not_a_hub(what) from error
-            url = response.links.get("next", {}).get("url", "")
+            following = response.links.get("next", {}).get("url", "")
+            url = urljoin(url, following) if following else ""
+            if url in seen:
+                raise self._not_a_hub(what)
         return files
 
     def file_url(self, repo: Repo, commit_hash: str, path: str) -> str:
@@ -131,7 +162,11 @@ class HubClient:
             raise self._not_a_hub(what) from error
 
     def _get(self, url: str) -> Any:
-        response = get_session().get(url, headers=self.request_headers(), timeout=self.timeout_seconds)
+        headers = self.request_headers()
+        if urlsplit(url)[:2] != urlsplit(self.endpoint.url)[:2]:
+            # A mirror may name the next page on another host: nobody but the user's hub sees the token.
+            headers = build_hf_headers(token=False, library_name="metaflow-hf")
+        response = get_session().get(url, headers=headers, timeout=self.timeout_seconds)
         hf_raise_for_status(response)
         return response
 
@@ -188,7 +223,7 @@ class HubClient:
         if response is not None and response.status_code == 404:
             return self._not_a_hub(what)
         if response is not None and 400 <= response.status_code < 500 and not _wait_before_retry(error):
-            return HubUnavailable(
+            return errors.AccessRefused(
                 f"{what}: {hub} refused the request ({response.status_code}). Check that HF_TOKEN is valid and may "
                 "read this repository."
             )
@@ -213,21 +248,40 @@ def _wait_before_retry(error: Exception) -> bool | float:
     response = getattr(error, "response", None)
     if response is None:
         return isinstance(error, TransportError)
-    if response.status_code == 429:
-        after = response.headers.get("Retry-After", "")
-        return min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdigit() else True
+    if response.status_code in (429, 503):
+        after = _retry_after_seconds(response.headers.get("Retry-After", ""))
+        return True if after is None else min(after, MAX_RETRY_AFTER_SECONDS)
     return bool(response.status_code >= 500 or response.status_code == 408)
+
+
+def _retry_after_seconds(value: str) -> float | None:
+    """What ``Retry-After`` says, in seconds or as a date of HTTP; ``None`` for anything else."""
+    text = value.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 def _remote_file(item: dict[str, Any]) -> RemoteFile:
     lfs = item.get("lfs")
-    return RemoteFile(
+    file = RemoteFile(
         path=str(item["path"]),
         size=int(lfs["size"] if lfs else item["size"]),
         oid=str(item["oid"]),
         sha256=str(lfs["oid"]) if lfs else None,
         is_xet=bool(item.get("xetHash")),
     )
+    # The checksums name files on this node: they must be nothing else.
+    names = [file.oid] if file.sha256 is None else [file.sha256]
+    if file.size < 0 or not all(_CHECKSUM.fullmatch(name) for name in names):
+        raise ValueError(f"{file.path!r} has no valid size or checksum")
+    return file
 
 
 def _reason(error: Exception) -> str:

@@ -5,17 +5,23 @@ from typing import Any, Final
 
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.modalities import MODALITIES, modalities_of, training_support
 
-FULL: Final = "full"
-TEXT_EXTRACTION: Final = "text extraction needed"
-BROWSE: Final = "browse and download only"
-# The hub's filter tags are modality:<name>.
-MODALITIES: Final[dict[str, str]] = {
-    "text": FULL,
-    "document": TEXT_EXTRACTION,
-    **dict.fromkeys(("3d", "audio", "geospatial", "image", "tabular", "timeseries", "video"), BROWSE),
-}
 DEFAULT_LIMIT: Final = 20
+# What people type without quotes in a shell -> the hub's tag.
+SIZES: Final[dict[str, str]] = {
+    "1K": "n<1K",
+    "1K-10K": "1K<n<10K",
+    "10K-100K": "10K<n<100K",
+    "100K-1M": "100K<n<1M",
+    "1M-10M": "1M<n<10M",
+    "10M-100M": "10M<n<100M",
+    "100M-1B": "100M<n<1B",
+    "1B-10B": "1B<n<10B",
+    "10B-100B": "10B<n<100B",
+    "100B-1T": "100B<n<1T",
+    "1T": "n>1T",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,8 @@ def search_datasets(
     *,
     modality: str | None = None,
     author: str | None = None,
+    language: str | None = None,
+    size: str | None = None,
     sort: str = "downloads",
     limit: int | None = DEFAULT_LIMIT,
     endpoint: str | None = None,
@@ -47,11 +55,14 @@ def search_datasets(
 ) -> list[FoundDataset]:
     """The hub's datasets whose name has the words of ``query``, of one ``modality`` (``MODALITIES``), best first.
 
-    Pages are followed until ``limit`` (``None``: all). Raises ``SelectionError`` for an unknown modality or an order
-    that the hub does not know, ``HubUnavailable`` when it does not answer.
+    ``language`` is a code such as ``en``, ``size`` a range of rows of ``SIZES`` such as ``1M-10M``. Pages are followed
+    until ``limit`` (``None``: all). Raises ``SelectionError`` for an unknown modality, size or order,
+    ``HubUnavailable`` when the hub does not answer.
     """
     if modality is not None and modality not in MODALITIES:
         raise SelectionError(f"modality {modality!r} is none of {', '.join(MODALITIES)}.")
+    if size is not None and size not in SIZES:
+        raise SelectionError(f"size {size!r} is none of {', '.join(SIZES)} (rows).")
     orders = ("downloads", "likes", "last_modified", "created_at", "trending_score")
     if sort not in orders:
         raise SelectionError(f"sort={sort!r} is none of {', '.join(orders)}.")
@@ -59,13 +70,16 @@ def search_datasets(
 
     from metaflow_hf.hub.client import HubClient
 
+    tags = [f"modality:{modality}"] if modality else []
+    tags += [f"language:{language}"] if language else []
+    tags += [f"size_categories:{SIZES[size]}"] if size else []
     client = HubClient(Endpoint.of(endpoint), token=token)
     api = HfApi(endpoint=client.endpoint.url, token=token, library_name="metaflow-hf")
 
     def ask() -> list[FoundDataset]:
         found = api.list_datasets(
             search=query,
-            filter=None if modality is None else f"modality:{modality}",
+            filter=tags,
             author=author,
             sort=sort,  # type: ignore[arg-type]  # checked above
             limit=limit,
@@ -76,19 +90,14 @@ def search_datasets(
 
 
 def _found(info: Any) -> FoundDataset:
-    tags = [tag.removeprefix("modality:") for tag in info.tags or () if tag.startswith("modality:")]
+    modalities = modalities_of(info.tags or ())
     return FoundDataset(
         repo_id=info.id,
-        modalities=tuple(sorted(tags)),
-        training=_training(tags),
+        modalities=modalities,
+        training=training_support(modalities),
         downloads=info.downloads or 0,
         likes=info.likes or 0,
         private=bool(info.private),
         gated=bool(info.gated),
         last_modified="" if info.last_modified is None else info.last_modified.isoformat(),
     )
-
-
-def _training(modalities: list[str]) -> str:
-    supports = {MODALITIES.get(modality, BROWSE) for modality in modalities}
-    return next((support for support in (FULL, TEXT_EXTRACTION) if support in supports), BROWSE)

@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
+from metaflow_hf.data.sources.documents import only_documents
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.readers import file_format
+from metaflow_hf.data.sources.readers import file_format, holds_rows
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.modalities import check_modalities
 from metaflow_hf.hub.names import Repo, check_revision
 from metaflow_hf.hub.ranged import RangedFile
 
@@ -73,8 +75,8 @@ class HubFile:
 def open_hub_dataset(text: str) -> FileSource:
     """The dataset at a ``hf://`` location, at the commit that its revision names now.
 
-    Raises ``SelectionError`` for an unknown configuration or split and for files that hold no text, and the
-    hub's errors.
+    A repository of nothing but documents gives their texts. Raises ``SelectionError`` for an unknown configuration
+    or split and for files that hold no text, ``UnsupportedModalityError``, and the hub's errors.
     """
     location = HubLocation.parse(text)
     client = HubClient(Endpoint.of())
@@ -83,10 +85,15 @@ def open_hub_dataset(text: str) -> FileSource:
     if "/" not in repo.repo_id:
         # `datasets` builds paths that need both parts.
         repo = Repo.of(client.canonical_id(repo, commit), "dataset")
-    builder = _builder(client, repo, location, commit)
-    split, paths = _files_of_split(builder, location, commit)
     remote = {file.path: file for file in client.tree(repo, commit)}
-    config = str(builder.config.name)
+    documents = [] if any(map(holds_rows, remote)) else only_documents(remote)
+    check_modalities(client, repo, commit, has_documents=bool(documents))
+    if documents:
+        config, split, paths = "documents", "train", documents
+    else:
+        builder = _builder(client, repo, location, commit)
+        split, paths = _files_of_split(builder, location, commit)
+        config = str(builder.config.name)
     return FileSource(
         name=repo.repo_id.rpartition("/")[2],
         source=f"hf://{repo.repo_id}:{config}:{split}",

@@ -6,19 +6,15 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, cast
 
+from metaflow_hf.data.sources.documents import only_documents
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.readers import READERS, file_format
+from metaflow_hf.data.sources.readers import READERS, holds_rows
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.store.objects import encode_json
 
 logger = logging.getLogger("metaflow_hf.data")
-
-# Files that describe a dataset and hold none of its rows.
-_METADATA: Final = frozenset(
-    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "block_manifest.json"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ class LocalFile:
 def open_local(path: Path) -> FileSource:
     """A file, a directory of files in the order of their names, or a folder that ``save_to_disk`` made.
 
-    Files whose ending is not that of rows are left out. Raises ``SelectionError`` when nothing is left, or the
+    Files whose ending is not that of rows are left out; documents count where nothing else holds rows. Raises ``SelectionError`` when nothing is left, or the
     path does not exist or cannot be read.
     """
     path = path.absolute()
@@ -69,14 +65,15 @@ def _find_files(path: Path) -> Iterator[LocalFile]:
         return
     if (path / "blocks").is_dir() and (path / "block_manifest.json").is_file():
         path /= "blocks"
-    for file in sorted(path.rglob("*"), key=lambda found: found.relative_to(path).as_posix()):
-        name = file.relative_to(path).as_posix()
-        if not file.is_file() or any(part.startswith(".") for part in name.split("/")):
-            continue
-        if file.name in _METADATA or file_format(name) is None:
+    names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
+    visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+    rows = [name for name in visible if holds_rows(name)]
+    chosen = set(rows or only_documents(visible))
+    for name in visible:
+        if name in chosen:
+            yield LocalFile(name, path / name)
+        else:
             logger.debug("%s: no rows in %s", path, name)
-            continue
-        yield LocalFile(name, file)
 
 
 def _choose_split(path: Path) -> Path:

@@ -11,10 +11,15 @@ from typing import Any, BinaryIO, Final
 from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.sources.compression import READ_BYTES, OpenableFile, damage_named, open_content
+from metaflow_hf.data.sources.documents import PARSERS, document_format, read_document
 from metaflow_hf.errors import ConfigError, SelectionError
 
 BATCH_ROWS: Final = 1000
 _BOM: Final = b"\xef\xbb\xbf"
+# Files that describe a dataset and hold none of its rows.
+_METADATA: Final = frozenset(
+    {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "block_manifest.json"}
+)
 
 
 Reader = Callable[[OpenableFile, Cursor], Iterator[InputRows]]
@@ -34,6 +39,12 @@ def file_format(name: str) -> str | None:
     for compression in (".gz", ".zst"):
         lowered = lowered.removesuffix(compression)
     return next((ending for ending in READERS if lowered.endswith(ending)), None)
+
+
+def holds_rows(path: str) -> bool:
+    """Whether a file holds rows by its name: it is no document, and does not merely describe a dataset."""
+    is_metadata = path.rpartition("/")[2] in _METADATA
+    return not is_metadata and file_format(path) is not None and document_format(path) is None
 
 
 def read_jsonl(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
@@ -106,6 +117,7 @@ READERS: Final[dict[str, Reader]] = {
     ".txt": read_text,
     ".text": read_text,
     ".arrow": read_arrow,
+    **dict.fromkeys(PARSERS, read_document),
 }
 
 

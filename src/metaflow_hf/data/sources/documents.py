@@ -1,0 +1,190 @@
+"""Documents (pdf, docx, html, markdown) as rows of text, each with where it came from.
+
+A page of a PDF is a row; any other document is one row. The columns are ``text``, ``source`` (the file, relative
+to the directory or repository), ``format``, ``title`` (where the document says one), and ``page`` of ``pages``, or
+``part`` of ``parts``. A page without text, such as a scan, is a row without text: counted and skipped.
+
+The libraries that read them are the extra ``metaflow-hf[documents]``; markdown needs none.
+"""
+
+import io
+import logging
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
+from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.sources.compression import OpenableFile, open_content
+from metaflow_hf.errors import ConfigError
+
+logger = logging.getLogger("metaflow_hf.data")
+
+BATCH_PAGES: Final = 50
+# What parsers of foreign bytes are known to raise besides their own errors.
+_DAMAGE: Final[tuple[type[Exception], ...]] = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    UnicodeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+Parse = Callable[[bytes], Iterator[dict[str, Any]]]
+
+
+def document_format(name: str) -> str | None:
+    """The ending of a document that can be read, or ``None``."""
+    lowered = name.lower().removesuffix(".gz").removesuffix(".zst")
+    return next((ending for ending in PARSERS if lowered.endswith(ending)), None)
+
+
+def only_documents(names: Iterable[str]) -> list[str]:
+    """Those of ``names`` that are documents, in order; a repository's own description is none."""
+    return [
+        name for name in names if document_format(name) and name.rpartition("/")[2].upper() != "README.MD"
+    ]
+
+
+def read_document(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+    """The rows of one document from the cursor's on; one that cannot be read is an ``Unreadable`` row.
+
+    Raises ``ConfigError`` when the extra that reads documents is not installed.
+    """
+    with open_content(file) as stream:
+        data = stream.read()
+    rows = islice(_rows(file.name, data), cursor.row, None)
+    first = cursor.row
+    while batch := list(islice(rows, BATCH_PAGES)):
+        yield InputRows(batch, file.name, first, partial(_after, cursor.file, first))
+        first += len(batch)
+
+
+def _after(file: int, first: int, count: int) -> Cursor:
+    return Cursor(file=file, row=first + count)
+
+
+def _rows(name: str, data: bytes) -> Generator[InputRow]:
+    ending = document_format(name) or ""
+    kind, parse = PARSERS[ending]
+    has_text = False
+    try:
+        for row in parse(data):
+            has_text = has_text or bool(row["text"])
+            yield {"text": row.pop("text"), "source": name, "format": kind, **row}
+    except ImportError as error:
+        raise ConfigError(
+            f"{name}: reading {kind} needs the extra for documents, {error.name} is not installed: "
+            "pip install 'metaflow-hf[documents]'."
+        ) from error
+    except _Unreadable as error:
+        yield Unreadable(str(error))
+    else:
+        if not has_text:
+            logger.warning("%s holds no text; pages that are pictures need OCR first", name)
+
+
+class _Unreadable(Exception):  # noqa: N818  never leaves this module
+    """Why a document cannot be read."""
+
+
+@contextmanager
+def _damage_named(kind: str, *kinds: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except (*kinds, *_DAMAGE) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise _Unreadable(f"not a readable {kind} document: {reason}") from error
+
+
+def _pdf_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    import pypdf
+    from pypdf.errors import PyPdfError
+
+    with _damage_named("PDF", PyPdfError):
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        # Many files are encrypted with no password, only to forbid changes.
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise _Unreadable("the PDF is encrypted and needs a password")
+        pages = len(reader.pages)
+        title = _title(reader.metadata.title if reader.metadata else None)
+    for number in range(pages):
+        with _damage_named("PDF", PyPdfError):
+            text = reader.pages[number].extract_text()
+        yield {"text": _storable(text), "title": title, "page": number + 1, "pages": pages}
+
+
+def _docx_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    import docx
+    from docx.opc.exceptions import OpcError
+    from docx.table import Table
+    from lxml import etree
+
+    with _damage_named("Word (.docx)", OpcError, etree.LxmlError):
+        document = docx.Document(io.BytesIO(data))
+        lines = [
+            line
+            for item in document.iter_inner_content()
+            for line in (_table_lines(item) if isinstance(item, Table) else [item.text])
+        ]
+        title = _title(document.core_properties.title)
+    yield {"text": _storable("\n".join(lines).strip("\n")), "title": title, **_WHOLE}
+
+
+def _table_lines(table: Any) -> Iterator[str]:
+    """A line per row, its cells apart by tabs; a merged cell counts once."""
+    for row in table.rows:
+        cells = {cell._tc: " ".join(cell.text.split()) for cell in row.cells}  # noqa: SLF001
+        yield "\t".join(cells.values())
+
+
+def _html_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    from lxml import etree
+
+    from metaflow_hf.data.sources.markup import html_text
+
+    with _damage_named("HTML", etree.LxmlError):
+        text, title = html_text(data)
+    yield {"text": _storable(text), "title": _title(title), **_WHOLE}
+
+
+def _markdown_rows(data: bytes) -> Iterator[dict[str, Any]]:
+    """The source unchanged: models read and write it."""
+    with _damage_named("Markdown"):
+        text = data.decode("utf-8-sig")
+    heading = next((line[2:] for line in text.splitlines() if line.startswith("# ")), None)
+    yield {"text": text, "title": _title(heading), **_WHOLE}
+
+
+def _title(text: str | None) -> str | None:
+    return _storable(" ".join(str(text or "").split())) or None
+
+
+def _storable(text: str) -> str:
+    """Without the halves of characters that broken fonts map to: they have no UTF-8 form."""
+    return text.encode("utf-8", "replace").decode()
+
+
+_WHOLE: Final[Mapping[str, int]] = {"part": 1, "parts": 1}
+# By ending: what people call it, and what reads it.
+PARSERS: Final[Mapping[str, tuple[str, Parse]]] = {
+    ".pdf": ("pdf", _pdf_rows),
+    ".docx": ("docx", _docx_rows),
+    ".html": ("html", _html_rows),
+    ".htm": ("html", _html_rows),
+    ".xhtml": ("html", _html_rows),
+    ".md": ("markdown", _markdown_rows),
+    ".markdown": ("markdown", _markdown_rows),
+}
