@@ -9,7 +9,7 @@ import pytest
 
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.demo.content import HubContent
-from metaflow_hf.errors import BadRowError, ConfigError, SelectionError, UnsupportedModalityError
+from metaflow_hf.errors import BadRowError, SelectionError, UnsupportedModalityError
 
 HTML = """<!doctype html><html><head><title>A  page</title><style>p {}</style></head><body>
 <nav>Menu</nav><h1>Heading &amp; more</h1><p>One <b>bold</b>
