@@ -110,8 +110,12 @@ def test_a_blob_in_use_again_is_spared(store, model: Path, tmp_path: Path):
     # A writer that had looked before, and was killed before it could look again.
     publish(store, "models/a/b/c/d/e.json", Manifest(tuple(files), {}))
     assert len(collect(store, now=after(10)).spared) == 2
-    assert keys(store, "gc/condemned") == []
     assert len(loaded(store, "models/a/b/c/d/e.json", tmp_path)) == 2
+    # Nobody else begins to rely on them, so that they can go when this manifest has gone.
+    reference = save_directory(store, model, **WHO)
+    delete_reference(store, "models/a/b/c/d/e.json")
+    assert len(collect(store, now=after(10)).deleted) == 2
+    assert len(loaded(store, reference, tmp_path / "next")) == 2
 
 
 class Interrupted:
@@ -155,6 +159,61 @@ def test_a_writer_is_safe_from_collections_at_every_moment(model: Path, tmp_path
         assert loaded(store, reference, place) == {"a.bin": b"a" * 1000, "b.bin": b"b" * 2000}, at
         operations, at = racing.operations, at + 1
     assert operations >= 5
+
+
+@pytest.mark.parametrize("days", [2, 10], ids=["condemns", "deletes"])
+def test_a_collection_is_safe_from_writers_at_every_moment(model: Path, tmp_path: Path, days: int):
+    """The other way round: a whole writer between two operations of a pass, reusing what nothing named before."""
+    at = operations = 0
+    while at <= operations:
+        store = open_store(f"memory://pass-{tmp_path.name}-{at}")
+        delete_reference(store, save_directory(store, model, **WHO, label="old"))
+        if days == 10:
+            collect(store, now=after(2))
+        saved = []
+        racing = Interrupted(
+            store, at, lambda store=store, saved=saved: saved.append(save_directory(store, model, **WHO))
+        )
+        collect(racing, now=after(days))
+        both_passes(store)
+        for number, reference in enumerate(saved):
+            place = tmp_path / f"{at}-{number}"
+            assert loaded(store, reference, place) == {"a.bin": b"a" * 1000, "b.bin": b"b" * 2000}, at
+        operations, at = racing.operations, at + 1
+    assert operations >= 5
+
+
+class Hooked:
+    """A store some of whose methods are another's."""
+
+    def __init__(self, inner: Any, **methods) -> None:
+        self._inner = inner
+        self.__dict__.update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def test_a_manifest_that_appears_between_two_collections_of_one_condemned_blob(model: Path, tmp_path: Path):
+    """The writer looked before the first pass; of two later ones, one missed its manifest and deletes last."""
+    store = open_store(f"memory://slow-{tmp_path.name}")
+    delete_reference(store, save_directory(store, model, **WHO, label="old"))
+    decided: list[str] = []
+
+    def create(key: str, data: bytes):
+        if not key.startswith("models/") or decided:
+            return store.create(key, data)
+        collect(store, now=after(2))
+        collect(Hooked(store, delete=decided.append), now=after(10))
+        created = store.create(key, data)
+        assert len(collect(store, now=after(10)).spared) == 2
+        return created
+
+    reference = save_directory(Hooked(store, create=create), model, **WHO)
+    assert len(decided) == 2
+    for blob in decided:
+        store.delete(blob)
+    assert loaded(store, reference, tmp_path) == {"a.bin": b"a" * 1000, "b.bin": b"b" * 2000}
 
 
 def test_a_healed_generation_is_found_and_kept(store, model: Path, tmp_path: Path):

@@ -3,7 +3,8 @@
 No store deletes conditionally, and a check before a deletion races with writers. So there are two passes: the first
 condemns, by a record, what no manifest names; only a later one, days after that record and after reading all
 manifests again, deletes. A writer that finds a record takes the next generation of the key, and looks once more when
-its manifest is visible. Records of deleted blobs stay, because a slow writer may still have the old key in mind.
+its manifest is visible. No record is ever taken back, whether its blob was deleted or is in use again: a slow writer,
+or another collection, may still act on what it saw before.
 """
 
 import logging
@@ -32,7 +33,7 @@ class Collected:
     """What one pass did, or would do: blob keys with their sizes in bytes.
 
     ``condemned`` are new, ``deleted`` are gone, ``waiting`` were condemned earlier and are not old enough, ``spared``
-    were condemned and are in use again.
+    were condemned and are in use again: they stay for as long as a manifest names them.
     """
 
     condemned: dict[str, int]
@@ -69,7 +70,7 @@ def collect(
         raise SelectionError(
             f"keep_days={keep_days} is too few: a slow upload may need what was condemned for {MIN_KEEP_DAYS} days."
         )
-    moment = (now or (_host_clock if dry_run else lambda: _store_clock(store)))()
+    moment = (now or clock_of(store, dry_run=dry_run))()
     records = {info.key.removeprefix(f"{CONDEMNED}/"): info for info in store.list(CONDEMNED)}
     blobs = {info.key: info for info in store.list("blobs")}
     # Last of the three: whatever became visible until now counts.
@@ -122,17 +123,16 @@ def _fate(
 def _carry_out(store: ObjectStore, result: Collected) -> None:
     for key in result.condemned:
         store.create(f"{CONDEMNED}/{key}", encode_json({"nonce": new_nonce()}))
-    for key in result.spared:
-        store.delete(f"{CONDEMNED}/{key}")
     for key in result.deleted:
         store.delete(key)
     logger.info("collected %s: %s", store.uri, result.to_json())
 
 
-def _store_clock(store: ObjectStore) -> datetime:
-    store.put(_CLOCK, encode_json({"nonce": new_nonce()}))
-    return store.head(_CLOCK).last_modified
+def clock_of(store: ObjectStore, *, dry_run: bool) -> Callable[[], datetime]:
+    """The store's own clock, which its objects' times are of; the host's for a rehearsal, which writes nothing."""
 
+    def ask() -> datetime:
+        store.put(_CLOCK, encode_json({"nonce": new_nonce()}))
+        return store.head(_CLOCK).last_modified
 
-def _host_clock() -> datetime:
-    return datetime.now(UTC)
+    return (lambda: datetime.now(UTC)) if dry_run else ask

@@ -1,5 +1,6 @@
 """From a final lineage to a model that anybody can load."""
 
+import json
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.errors import TrainingIncomplete
+from metaflow_hf.errors import NotFound, TrainingIncomplete
 from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
@@ -43,34 +44,87 @@ def export_lineage(
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
 ) -> ModelRef:
-    """Saves the final model of a lineage with its tokenizer, once: later calls return the same reference.
+    """Saves the final model of a lineage with its tokenizer, once: later calls return the same reference, for as long
+    as the model is stored; a deleted one is exported again while the lineage's weights are there.
 
     ``store`` is rooted at ``training/<lineage>/``; ``models`` at the root that references are loaded from. The
     weights are copied, so the reference outlives the lineage. Adapters are folded into the model. ``metadata`` is
-    added to what the lineage says about itself. Raises ``TrainingIncomplete`` when the newest round is not final.
+    added to what the lineage says about itself. Raises ``TrainingIncomplete`` when the newest round is not final,
+    ``NotFound`` when model and weights are both gone.
     """
     lineage = Lineage(store)
     newest = _final(lineage)
-    key = f"exports/{newest.manifest.weights.digest}.json"
-    known = list(store.list("exports"))
-    if any(info.key == key for info in known):
-        return ModelRef.from_json(_decode(store.get(key)))
-    with tempfile.TemporaryDirectory(prefix="export-") as scratch:
-        directory = Path(scratch) / "model"
-        write_model(lineage, newest, model_dir, config, directory)
-        reference = save_directory(
-            models,
-            directory,
-            flow=flow,
-            run=run,
-            step=step,
-            task=task,
-            label=label,
-            metadata={**_facts(lineage, newest), **(metadata or {})},
-            pathspec=pathspec,
-        )
-    result = store.create(key, encode_json(reference.to_json()))
-    return ModelRef.from_json(result.json())
+    exports = _Exports(lineage, models, newest.manifest.weights.digest)
+    reference = exports.usable()
+    if reference is not None:
+        return reference
+    try:
+        with tempfile.TemporaryDirectory(prefix="export-") as scratch:
+            directory = Path(scratch) / "model"
+            write_model(lineage, newest, model_dir, config, directory)
+            reference = save_directory(
+                models,
+                directory,
+                flow=flow,
+                run=run,
+                step=step,
+                task=task,
+                label=label,
+                metadata={**_facts(lineage, newest), **(metadata or {})},
+                pathspec=pathspec,
+            )
+    except NotFound as error:
+        # Once a lineage is exported its weights may be collected at any moment, by then with the record in place.
+        exported = exports.usable()
+        if exported is not None:
+            return exported
+        raise NotFound(
+            f"the lineage {lineage.spec().lineage!r} cannot be exported: {error} Its model was deleted after an earlier "
+            "export, or nobody trained for 30 days, and `metaflow hf gc` has freed its weights since. Train under "
+            "another lineage; rounds.keep: all keeps the weights of the next one."
+        ) from error
+    return exports.record(reference)
+
+
+class _Exports:
+    """The records of what one final round was exported as, oldest first; all but the last were deleted models."""
+
+    def __init__(self, lineage: Lineage, models: ObjectStore, digest: str) -> None:
+        self._store = lineage.store
+        self._models = models
+        self._digest = digest
+
+    def usable(self) -> ModelRef | None:
+        """The reference of the newest record, if the model is still stored."""
+        return self._newest(self._records())
+
+    def record(self, reference: ModelRef) -> ModelRef:
+        """Records an export, or returns the one that another process recorded first."""
+        while True:
+            records = self._records()
+            known = self._newest(records)
+            if known is not None:
+                return known
+            # Of all who saw these records, one creates the next.
+            suffix = f".{len(records)}" if records else ""
+            self._store.create(f"exports/{self._digest}{suffix}.json", encode_json(reference.to_json()))
+
+    def _newest(self, records: list[str]) -> ModelRef | None:
+        if not records:
+            return None
+        reference = ModelRef.from_json(json.loads(self._store.get(records[-1])))
+        return reference if self._is_stored(reference) else None
+
+    def _records(self) -> list[str]:
+        keys = [info.key for info in self._store.list("exports") if self._digest in info.key]
+        return sorted(keys, key=lambda key: (len(key), key))
+
+    def _is_stored(self, reference: ModelRef) -> bool:
+        try:
+            self._models.head(reference.key)
+        except NotFound:
+            return False
+        return True
 
 
 def write_model(
@@ -110,10 +164,3 @@ def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
         "positions_done": len(manifest.settled - skipped),
         "positions_skipped": len(skipped),
     }
-
-
-def _decode(content: bytes) -> dict[str, Any]:
-    import json
-
-    value: dict[str, Any] = json.loads(content)
-    return value

@@ -8,7 +8,8 @@
     claims/<r>/<position>.json      who trains a position in the round that starts from r
     deltas/<r>/<attempt>.json       a worker's contribution to that round (….safetensors beside it, first)
     heartbeats/<attempt>            moves while the worker makes progress
-    exports/<digest>.json           the model reference that a final lineage became
+    exports/<digest>.json           the model reference that a final lineage became (….<n>.json: after it was deleted)
+    keep-all                        there when nothing of the lineage may ever be collected
 
 Correctness rests on ``create`` of ``spec.json``, ``claims`` and ``rounds`` alone.
 """
@@ -27,6 +28,9 @@ logger = logging.getLogger("metaflow_hf.train")
 
 _DIGITS: Final = 10
 _SWEPT_KINDS: Final = ("weights", "outer", "inner", "claims", "deltas")
+# What is of no use once training is over, or was given up.
+PAYLOAD_KINDS: Final = (*_SWEPT_KINDS, "heartbeats")
+KEEP_ALL: Final = "keep-all"
 _JSON: Final = ".json"
 
 
@@ -68,6 +72,10 @@ class Lineage:
         """Creates the specification, or returns the one that was there first."""
         result = self.store.create("spec.json", spec.encode())
         return decode(Spec, result.content, where=f"{self.store.uri}/spec.json")
+
+    def keep_all(self) -> None:
+        """Says to collections, for ever, that every round of this lineage stays loadable."""
+        self.store.create(KEEP_ALL, b"{}")
 
     def round(self, number: int) -> ClosedRound | None:
         """Round ``number``, or ``None`` while nobody has closed it."""

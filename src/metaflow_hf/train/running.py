@@ -53,6 +53,8 @@ def start_lineage(
         target.create_round(first)
     spec = target.spec()
     check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
+    if config.rounds.keep == "all":
+        target.keep_all()
     logger.info(f"lineage {lineage}: {spec.num_positions} positions of {manifest.dataset_name}")
     return spec
 
