@@ -43,3 +43,7 @@ class EntryNotFoundError(_Answered, errors.EntryNotFoundError, hf_errors.RemoteE
 
 class GatedRepoError(_Answered, errors.GatedRepoError, hf_errors.GatedRepoError):
     """The repository is gated and this user was not granted access."""
+
+
+class AccessRefused(errors.HubUnavailable):
+    """The hub did answer, and refused this token: what others cached of a restricted repository is no substitute."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from metaflow_hf.errors import NotFound
+from metaflow_hf.errors import IntegrityError, NotFound
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.names import Repo
 from metaflow_hf.store.objects import ObjectStore, encode_json, new_nonce, quote_part
@@ -64,12 +64,22 @@ class Pins:
         self._run = run
 
     def get(self, endpoint: Endpoint, repo: Repo, revision: str) -> Resolved | None:
-        """The pin of this run; a resumed run takes over that of its origin the first time it is asked for."""
+        """The pin of this run; a resumed run takes over that of its origin the first time it is asked for.
+
+        Not that of a private or gated repository, which someone else may have been allowed to read: see ``inherited``.
+        """
         newest = _newest(self._store, self._prefix(self._run.run, endpoint, repo, revision))
-        if newest is not None or self._run.origin_run is None:
-            return newest and newest[1]
+        if newest is not None:
+            return newest[1]
+        origin = self.inherited(endpoint, repo, revision)
+        return None if origin is None or origin.restricted else self.add(endpoint, repo, revision, origin)
+
+    def inherited(self, endpoint: Endpoint, repo: Repo, revision: str) -> Resolved | None:
+        """The pin of the run that this one resumes, whoever started it."""
+        if self._run.origin_run is None:
+            return None
         origin = _newest(self._store, self._prefix(self._run.origin_run, endpoint, repo, revision))
-        return origin and self.add(endpoint, repo, revision, origin[1])
+        return origin and origin[1]
 
     def add(
         self, endpoint: Endpoint, repo: Repo, revision: str, resolved: Resolved, *, renew: bool = False
@@ -131,11 +141,18 @@ def _key(prefix: str, number: int) -> str:
 
 def _newest(store: ObjectStore, prefix: str) -> tuple[int, Resolved] | None:
     while names := [name for name in store.children(prefix) if name.endswith(".json")]:
+        key = f"{prefix}/{names[-1]}"
         try:
-            value = json.loads(store.get(f"{prefix}/{names[-1]}"))
+            data = store.get(key)
         except NotFound:  # replaced by a newer one since it was listed
             continue
-        return int(names[-1].removesuffix(".json")), Resolved.from_json(value)
+        try:
+            return int(names[-1].removesuffix(".json")), Resolved.from_json(json.loads(data))
+        except (ValueError, KeyError, TypeError) as error:
+            raise IntegrityError(
+                f"the record {store.uri}/{key} is damaged ({type(error).__name__}): delete it, and the hub is asked "
+                "again."
+            ) from error
     return None
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -79,19 +80,23 @@ class Snapshots:
         pinned = pins.get(endpoint, repo, revision) if pins and not request.force_download else None
         if pinned is not None:
             return pinned
+        inherited = pins.inherited(endpoint, repo, revision) if pins and not request.force_download else None
+        if inherited is not None:
+            # A restricted repository at the commit of the resumed run: this user's own access counts.
+            request = replace(request, revision=inherited.commit_hash)
         refs = Refs(self._store)
         if request.offline:
             resolved = self._recorded(request, refs, "HF_HUB_OFFLINE=1 or local_files_only")
         else:
             try:
-                resolved = self._make_client(request).resolve(repo, revision)
+                resolved = self._make_client(request).resolve(repo, request.revision)
             except HubUnavailable as error:
                 if request.force_download:
                     raise
                 resolved = self._recorded(request, refs, str(error), cause=error)
             else:
                 if not request.dry_run:
-                    refs.add(endpoint, repo, revision, resolved)
+                    refs.add(endpoint, repo, request.revision, resolved)
         if pins is None or request.dry_run:
             return resolved
         return pins.add(endpoint, repo, revision, resolved, renew=request.force_download)
@@ -153,6 +158,7 @@ class Snapshots:
         *,
         verify: Verify = "once",
         link_large: bool = False,
+        materialize_mode: str | None = None,
         token: bool | str | None = None,
     ) -> Path:
         """Writes the snapshot's files below ``target``; see ``load_manifest``."""
@@ -165,6 +171,7 @@ class Snapshots:
             cache=self.cache,
             verify=verify,
             link_large=link_large,
+            materialize_mode=materialize_mode,
             token=token,
             on_event=self._on_event,
         )
@@ -207,6 +214,7 @@ class Snapshots:
             recorded is None
             and is_commit_hash(request.revision)
             and self._in_scope(request, request.revision)
+            and not (cause is not None and _is_refusal(cause))
         ):
             return Resolved(request.revision, restricted=True, resolved_on=datetime.now(UTC))
         if recorded is None:
@@ -214,6 +222,8 @@ class Snapshots:
                 f"{request.repo} at revision {request.revision!r} was never resolved from this datastore, so it cannot "
                 f"be used without the hub ({reason}). Run once online."
             )
+        if cause is not None and recorded.restricted and _is_refusal(cause):
+            raise cause
         if recorded.restricted and not self._in_scope(request, recorded.commit_hash):
             raise HubUnavailable(
                 f"{request.repo} is private or gated, and your access to it cannot be checked without the hub "
@@ -246,6 +256,12 @@ class Snapshots:
             scope = f"flow/{quote_part(run.flow)}"
         content = content_key(request.endpoint, request.repo, commit_hash, request.selection)
         return f"snapshots/{scope}/{content}"
+
+
+def _is_refusal(error: Exception) -> bool:
+    from metaflow_hf.hub.errors import AccessRefused
+
+    return isinstance(error, AccessRefused)
 
 
 def _client(request: SnapshotRequest) -> "HubClient":
