@@ -23,6 +23,6 @@ def command(as_json: bool) -> None:
         )
         return
     click.echo(store.uri)
-    rows = [(item.name, format_bytes(item.size), item.objects) for item in found]
-    print_table(("", "SIZE", "OBJECTS"), rows, empty="")
+    rows = [(item.name, item.objects, format_bytes(item.size)) for item in found]
+    print_table(("WHAT", ">OBJECTS", ">SIZE"), rows, empty="")
     click.echo(f"this machine's cache {node.name}: {format_bytes(node.size)} in {node.objects} files")

@@ -38,7 +38,7 @@ def command(dry_run: bool, keep_days: float, as_json: bool) -> None:
         print_json({"store": store.uri, "dry_run": dry_run, **blobs.to_json(), "training": training})
         return
     click.echo(f"{store.uri}{': a rehearsal, nothing is changed' if dry_run else ''}")
-    print_table(("WHAT", "OBJECTS", "SIZE"), list(_rows(blobs, lineages, keep_days)), empty="")
+    print_table(("WHAT", ">OBJECTS", ">SIZE"), list(_rows(blobs, lineages, keep_days)), empty="")
 
 
 def _rows(

@@ -4,8 +4,12 @@ Metaflow imports this module whenever ``metaflow`` is called for anything, so it
 command's module is imported when that command is called, and the help texts stand here.
 """
 
+import contextlib
 import importlib
-from typing import Any
+import io
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
 
 from metaflow._vendor import click
 
@@ -20,8 +24,43 @@ COMMANDS = {
 }
 
 
+_GREETING: Final = "metaflow_hf.greeting"
+
+
+class Mistake(click.ClickException):
+    """Arguments that a command does not understand: one line, and exit status 2."""
+
+    exit_code = 2
+
+
+class QuietCollection(click.Group):
+    """The source of ``hf`` for Metaflow, which greets on stdout before it calls a command.
+
+    ``metaflow hf … --json`` answers programs there, so the greeting is left out for ``hf``: from where Metaflow asks
+    for the command until the command begins.
+    """
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> Any:
+        if cmd_name == "hf" and sys.argv[1:2] == ["hf"] and _GREETING not in ctx.meta:
+            ctx.meta[_GREETING] = contextlib.redirect_stdout(io.StringIO())
+            ctx.meta[_GREETING].__enter__()
+        return super().get_command(ctx, cmd_name)
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are called, not when they are listed."""
+
+    def make_context(
+        self, info_name: str, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        if parent is not None and _GREETING in parent.meta:
+            parent.meta.pop(_GREETING).__exit__(None, None, None)
+        with _mistakes_in_one_line():
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _mistakes_in_one_line():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -36,7 +75,17 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
 
-@click.group()
+@contextlib.contextmanager
+def _mistakes_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        words = " ".join(error.format_message().split()).rstrip(".")
+        where = "" if error.ctx is None else f" See `{error.ctx.command_path} --help`."
+        raise Mistake(f"{words}.{where}") from error
+
+
+@click.group(cls=QuietCollection)
 def cli() -> None:
     """What Metaflow takes the group from."""
 
