@@ -1,24 +1,25 @@
 """Brings one file of the hub to this node, and goes on where a killed or broken download stopped.
 
-huggingface_hub's own ``hf_hub_download`` begins a file anew in each process, so plain HTTP goes through its
-``http_get`` with the bytes that are already there; files on Xet storage go through ``hf_hub_download``.
+huggingface_hub's own ``hf_hub_download`` begins a file anew in each process, and its ``http_get`` sleeps for as long
+as a server tells it to; so plain HTTP is streamed here. Files on Xet storage go through ``hf_hub_download``.
 """
 
 import hashlib
 import importlib.util
-import io
 import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from huggingface_hub import constants, hf_hub_download
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    get_session,
+    hf_raise_for_status,
+    tqdm,
+)
 
 from metaflow_hf import environment
-from metaflow_hf.errors import IntegrityError, StoreUnavailable
+from metaflow_hf.errors import HubUnavailable, IntegrityError, StoreUnavailable
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.names import Repo
 from metaflow_hf.store.objects import Digest
@@ -35,28 +36,6 @@ class _SilentBar(tqdm):
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs["disable"] = True
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
-
-
-class _WatchedFile(io.RawIOBase):
-    """A file opened for appending that tells its size as it changes."""
-
-    def __init__(self, file: BinaryIO, on_size: OnSize) -> None:
-        self._file = file
-        self._on_size = on_size
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        written = self._file.write(data)
-        self._on_size(self._file.tell())
-        return written
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def truncate(self, size: int | None = None) -> int:
-        return self._file.truncate(size)
 
 
 def bring_file(
@@ -87,7 +66,9 @@ def bring_file(
             client.repeat(what, lambda: _get_by_xet(client, repo, commit_hash, file, place))
         else:
             url = client.file_url(repo, commit_hash, file.path)
-            client.repeat(what, lambda: _get_by_http(client, url, file, place, on_size))
+            _repeat_while_it_grows(
+                place, lambda: client.repeat(what, lambda: _get_by_http(client, url, file, place, on_size))
+            )
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError):
             raise
@@ -117,25 +98,47 @@ def _size(place: Path) -> int:
     return place.stat().st_size if place.exists() else 0
 
 
-def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, on_size: OnSize) -> None:
-    with place.open("ab") as raw:
+def _repeat_while_it_grows(place: Path, request: Callable[[], None]) -> None:
+    """The bounds on retries count anew whenever bytes arrived: a long download outlives many short outages."""
+    while True:
+        before = _size(place)
         try:
-            http_get(
-                url,
-                cast("BinaryIO", _WatchedFile(raw, on_size)),
-                resume_size=raw.tell(),
-                headers=client.request_headers(),
-                expected_size=file.size,
-                displayed_filename=file.path,
-                tqdm_class=_SilentBar,
-            )
-        except OSError as error:
-            # How http_get says that the body ended early, or late, without an error of the connection.
-            if type(error) is OSError and error.errno is None:
-                raise IntegrityError(
-                    f"{file.path!r} came with another size than {file.size} bytes."
-                ) from error
-            raise
+            request()
+        except HubUnavailable:
+            if _size(place) <= before:
+                raise
+        else:
+            return
+
+
+def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, on_size: OnSize) -> None:
+    # Compressed on the way, a file could not be continued.
+    headers = {**client.request_headers(), "Accept-Encoding": "identity"}
+    with place.open("ab") as out:
+        size = out.tell()
+        if size:
+            headers["Range"] = f"bytes={size}-"
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
+        ) as response:
+            if response.status_code == 416:
+                out.truncate(0)
+                raise IntegrityError(f"{file.path!r} has fewer bytes there than the {size} that came before.")
+            hf_raise_for_status(response)
+            if size and response.status_code != 206:
+                # A proxy that knows no ranges sends the whole file.
+                out.truncate(0)
+                size = 0
+            for chunk in response.iter_bytes(constants.DOWNLOAD_CHUNK_SIZE):
+                size += len(chunk)
+                if size > file.size:
+                    # Whatever this is, it must not fill the disk.
+                    out.truncate(0)
+                    raise IntegrityError(f"{file.path!r} comes with more than its {file.size} bytes.")
+                out.write(chunk)
+                on_size(size)
+    if size != file.size:
+        raise IntegrityError(f"{file.path!r} came with {size} bytes instead of {file.size}.")
 
 
 def _copy_from_hub_cache(repo: Repo, file: RemoteFile, place: Path) -> None:
