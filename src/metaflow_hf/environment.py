@@ -88,6 +88,11 @@ def node_cache_bytes() -> int | None:
     return int(value) if value.isdigit() else None
 
 
+def materialize_mode() -> str | None:
+    """How loaded files get into directories of their own (``METAFLOW_HF_MATERIALIZE``): ``auto`` or ``copy``."""
+    return os.environ.get("METAFLOW_HF_MATERIALIZE") or None
+
+
 def _user_cache() -> Path:
     explicit = os.environ.get("XDG_CACHE_HOME")
     return Path(explicit).expanduser() if explicit else Path("~/.cache").expanduser()

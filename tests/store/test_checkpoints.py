@@ -1,6 +1,8 @@
 """Checkpoints as objects: numbering, names, and which one an attempt goes on from."""
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from metaflow_hf.errors import NotFound, SelectionError
+from metaflow_hf.store.branches import branch_value, task_identifier
 from metaflow_hf.store.checkpoints import (
     CheckpointTask,
     checkpoint_reference,
@@ -15,7 +18,6 @@ from metaflow_hf.store.checkpoints import (
     inherit_checkpoint,
     newest_checkpoint,
     save_checkpoint,
-    task_identifier,
 )
 from metaflow_hf.store.models import delete_reference, load_directory
 from metaflow_hf.store.node_cache import NodeCache
@@ -139,6 +141,59 @@ def test_identifiers_are_of_the_values_whatever_they_are():
     assert len(set(identifiers)) == len(branches)
     assert task_identifier([{"b": 1, "a": 2}]) == task_identifier([{"a": 2, "b": 1}])
     assert task_identifier([]) == ""
+
+
+SET_OF_NAMES = """
+from metaflow_hf.store.branches import task_identifier
+print(task_identifier([{"alpha", "beta", "gamma", "delta"}, (frozenset({"x", "y", "z"}), b"")]))
+"""
+
+
+def test_a_set_has_the_same_identifier_in_every_process(subprocess_environment):
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", SET_OF_NAMES],
+            env={**subprocess_environment, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in range(1, 4)
+    }
+    assert len(found) == 1
+
+
+def test_values_that_cannot_be_pickled_count_by_their_index():
+    values = [lambda: 1, lambda: 2, None, 0, open(__file__, "rb")]  # noqa: SIM115
+    values[-1].close()
+    identifiers = {task_identifier([branch_value(index, value)]) for index, value in enumerate(values)}
+    assert len(identifiers) == len(values)
+    assert branch_value(3, 0) == 0
+
+
+def test_equal_versions_of_two_savers_are_both_kept_and_ordered(store, state: Path):
+    # Each looked before the other had saved: a zombie of the first attempt, the second, and another branch.
+    savers = [replace(WHO, attempt=1), WHO, replace(WHO, task="8")]
+    late = [Looked(store) for _ in savers]
+    saved = [save_checkpoint(seen, state, who) for seen, who in zip(late, savers, strict=True)]
+    assert {reference.version for reference in saved} == {1}
+    found = sorted(find_checkpoints(store, WHO.prefix), key=lambda key: key.order)
+    assert [key.key for key in found] == [saved[1].key, saved[2].key, saved[0].key]
+    assert newest_checkpoint(store, replace(WHO, attempt=2), any_run=False) == saved[0]
+    assert newest_checkpoint(store, replace(WHO, task="8", attempt=1), any_run=False) == saved[2]
+    assert save_checkpoint(store, state, WHO).version == 2
+
+
+class Looked:
+    """A store as a writer sees it who listed the checkpoints before anyone had saved one."""
+
+    def __init__(self, inner) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str):
+        return getattr(self._inner, name)
+
+    def list(self, prefix: str = "", **keywords):
+        return iter(()) if prefix.startswith("checkpoints/") else self._inner.list(prefix, **keywords)
 
 
 def test_the_global_namespace_and_single_tasks_have_readable_keys(store, state: Path):

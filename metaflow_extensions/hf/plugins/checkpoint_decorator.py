@@ -1,11 +1,14 @@
 """``@checkpoint``: a task that goes on where it, or an earlier one in its place, stopped."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from metaflow.metaflow_current import current
 
 from .task_decorator import TaskDecorator
+
+logger = logging.getLogger("metaflow_hf.hub")
 
 if TYPE_CHECKING:
     from metaflow_hf.hub.checkpoints import TaskCheckpoints
@@ -25,6 +28,8 @@ class CheckpointDecorator(TaskDecorator):
         step and branch, "none" nothing.
     temp_dir_root : str, default: None
         Where directories are made. By default beside the node's cache.
+    show_card : bool, default: None
+        Accepted for flows written for other extensions, and ignored: no card is attached.
 
     MF Add To Current
     -----------------
@@ -38,13 +43,15 @@ class CheckpointDecorator(TaskDecorator):
     """
 
     name = "checkpoint"
-    defaults: ClassVar[dict[str, Any]] = {"load_policy": "fresh", "temp_dir_root": None}
+    defaults: ClassVar[dict[str, Any]] = {"load_policy": "fresh", "temp_dir_root": None, "show_card": None}
     _checkpoints: "TaskCheckpoints | None" = None
 
     def check_arguments(self) -> None:
         policy = self.attributes["load_policy"]
         if policy not in ("fresh", "eager", "none"):
             raise ValueError(f"load_policy={policy!r} is none of fresh, eager, none.")
+        if self.attributes["show_card"] is not None:
+            logger.debug("show_card has no meaning here and is ignored")
 
     def task_pre_step(
         self,
@@ -60,7 +67,7 @@ class CheckpointDecorator(TaskDecorator):
         ubf_context: Any,
         inputs: Any,
     ) -> None:
-        from metaflow_hf.store.checkpoints import task_identifier
+        from metaflow_hf.store.branches import task_identifier
 
         self._attempt = retry_count
         self._identifier = task_identifier(_foreach_values(flow))
@@ -79,7 +86,6 @@ class CheckpointDecorator(TaskDecorator):
         )
 
     def enter(self, store: "ObjectStore", run: "RunContext", find: Callable[[str], Any]) -> None:
-        from metaflow_hf import environment
         from metaflow_hf.hub.checkpoints import TaskCheckpoints
         from metaflow_hf.store.checkpoints import CheckpointTask
 
@@ -100,20 +106,19 @@ class CheckpointDecorator(TaskDecorator):
             self.say(
                 f"Loaded checkpoint {loaded.name} (version {loaded.version}) of {loaded.pathspec}: {loaded.key}"
             )
-        environment.set_checkpoint_context(self._checkpoints.context(*self._datastore))
+        self._checkpoints.share(*self._datastore)
 
     def leave(self) -> None:
-        from metaflow_hf import environment
-
         if self._checkpoints is not None:
-            environment.set_checkpoint_context(None)
             self._checkpoints.close()
 
 
 def _foreach_values(flow: Any) -> list[Any]:
-    """The values that this task's branch is about; an index where the value is not at hand (in nested joins)."""
+    """The values that this task's branch is about."""
+    from metaflow_hf.store.branches import branch_value
+
     known = dict(flow._cached_input)  # noqa: SLF001
-    values = [index if value is None else value for index, _, value in flow.foreach_stack() or ()]
+    values = [branch_value(index, value) for index, _, value in flow.foreach_stack() or ()]
     # Looking must not change what the step itself sees later, when artifacts are merged.
     flow._cached_input = known  # noqa: SLF001
     return values

@@ -31,6 +31,10 @@ class HuggingfaceHubDecorator(TaskDecorator):
         Where directories are made for what is loaded without a path. By default beside the node's cache.
     verify : str, default: "once"
         When sha256 is checked: "once" (when the bytes come to this machine), "always" or "never". The size always.
+    materialize : str, default: None
+        How large files get into directories that were made for the task: "auto" (copied without cost where the file
+        system can, else linked read-only to this machine's cache) or "copy" (always writable files of their own).
+        By default what METAFLOW_HF_MATERIALIZE says, else "auto". Into paths that you name, always copies.
 
     MF Add To Current
     -----------------
@@ -49,13 +53,16 @@ class HuggingfaceHubDecorator(TaskDecorator):
         "cache_scope": "checkpoint",
         "temp_dir_root": None,
         "verify": "once",
+        "materialize": None,
     }
     _entries: "list[SnapshotEntry]"
     _snapshots: "TaskSnapshots | None" = None
 
     def check_arguments(self) -> None:
+        from metaflow_hf.hub.linking import may_link
         from metaflow_hf.hub.loadspec import parse_snapshots, without_tokens
 
+        may_link(self.attributes["materialize"])
         self._entries = parse_snapshots(self.attributes["load"])
         for name, allowed in (
             ("cache_scope", ("checkpoint", "flow", "global")),
@@ -79,6 +86,7 @@ class HuggingfaceHubDecorator(TaskDecorator):
             scope=self.attributes["cache_scope"],
             verify=self.attributes["verify"],
             temp_dir_root=self.attributes["temp_dir_root"],
+            materialize=self.attributes["materialize"],
             start_embedded=start_embedded_hub,
             on_event=DownloadLines(self.say),
         )

@@ -27,6 +27,9 @@ class ModelDecorator(TaskDecorator):
         Say what could not be loaded and go on, instead of failing the task.
     temp_dir_root : str, default: None
         Where directories are made for what is loaded without a path. By default beside the node's cache.
+    materialize : str, default: None
+        "copy" makes every loaded file a writable one of its own; "auto" may link large ones read-only to this
+        machine's cache. By default what METAFLOW_HF_MATERIALIZE says, else "auto".
 
     MF Add To Current
     -----------------
@@ -40,13 +43,20 @@ class ModelDecorator(TaskDecorator):
     """
 
     name = "model"
-    defaults: ClassVar[dict[str, Any]] = {"load": None, "best_effort_load": False, "temp_dir_root": None}
+    defaults: ClassVar[dict[str, Any]] = {
+        "load": None,
+        "best_effort_load": False,
+        "temp_dir_root": None,
+        "materialize": None,
+    }
     _entries: "list[ModelEntry]"
     _models: "TaskModels | None" = None
 
     def check_arguments(self) -> None:
+        from metaflow_hf.hub.linking import may_link
         from metaflow_hf.hub.loadspec import parse_models
 
+        may_link(self.attributes["materialize"])
         self._entries = parse_models(self.attributes["load"])
 
     def enter(self, store: "ObjectStore", run: "RunContext", find: Callable[[str], Any]) -> None:
@@ -59,7 +69,11 @@ class ModelDecorator(TaskDecorator):
                 return MISSING
 
         self._models = TaskModels(
-            store, run=run, say=self.say, temp_dir_root=self.attributes["temp_dir_root"]
+            store,
+            run=run,
+            say=self.say,
+            temp_dir_root=self.attributes["temp_dir_root"],
+            materialize=self.attributes["materialize"],
         )
         current._update_env({"model": self._models})  # noqa: SLF001
         self._models.load_entries(

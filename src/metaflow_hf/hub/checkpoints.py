@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 from metaflow_hf import environment
-from metaflow_hf.errors import SelectionError
+from metaflow_hf.errors import NotFound, SelectionError
 from metaflow_hf.hub.loading import load_manifest
 from metaflow_hf.references import CheckpointRef, Reference
 from metaflow_hf.store import checkpoints, datastore
@@ -42,10 +42,11 @@ class TaskCheckpoints:
         self._directory = directory
         self._own: list[Path] = []
         self._info: dict[str, Any] | None = None
+        self._shared: tuple[str, str] | None = None
 
     @property
     def directory(self) -> str:
-        """A directory for the files of a checkpoint: what was loaded lies there, ``save()`` stores it.
+        """A directory for the files of a checkpoint: what was loaded last lies there, ``save()`` stores it.
 
         It goes when the task ends.
         """
@@ -89,11 +90,16 @@ class TaskCheckpoints:
     def load(self, reference: Reference | Mapping[str, Any] | str, path: str | Path | None = None) -> str:
         """The path of a directory with the files of a checkpoint, by its reference or key.
 
-        Without ``path`` a directory of its own, which goes when the task ends. The files are writable.
+        Without ``path`` a new one, which is ``directory`` from then on and goes when the task ends; what lay in the
+        former one stays there. The files are writable. Raises ``NotFound`` when the checkpoint was deleted.
         """
         key, manifest = find_manifest(self._store, reference)
         target = self._new_directory() if path is None else Path(path)
         load_manifest(self._store, key, manifest, target, cache=self._cache)
+        if path is None:
+            self._directory = target
+            if self._shared is not None:
+                self.share(*self._shared)
         return str(target)
 
     # Above `list`, which hides the built-in type from what follows it in this class.
@@ -128,14 +134,23 @@ class TaskCheckpoints:
 
         def is_wanted(key: CheckpointKey) -> bool:
             return (name is None or key.name == checkpoints.quoted_name(name)) and (
-                attempt is None or key.attempt == attempt
+                attempt is None or key.attempt == int(attempt)
             )
 
-        keys = [key.key for key in self._find(task, full_namespace=full_namespace) if is_wanted(key)]
+        keys = [key for key in self._find(task, full_namespace=full_namespace) if is_wanted(key)]
+        keys.sort(key=lambda key: key.order, reverse=True)
         with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(lambda key: checkpoints.checkpoint_reference(self._store, key), keys))
-        found.sort(key=lambda reference: (reference.created_on, reference.version), reverse=True)
+            found = [reference for reference in pool.map(self._read, keys) if reference is not None]
+        if full_namespace:
+            # Versions of different branches say nothing about each other.
+            found.sort(key=lambda reference: reference.created_on, reverse=True)
         return [reference.to_json() for reference in found] if as_dict else found
+
+    def _read(self, key: CheckpointKey) -> CheckpointRef | None:
+        try:
+            return checkpoints.checkpoint_reference(self._store, key.key)
+        except NotFound:  # deleted since it was listed
+            return None
 
     def begin(self, policy: LoadPolicy) -> CheckpointRef | None:
         """Loads into ``directory`` what the policy says, and returns its reference.
@@ -148,26 +163,29 @@ class TaskCheckpoints:
         who = self._task("load a checkpoint")
         found = checkpoints.newest_checkpoint(self._store, who, any_run=policy == "eager")
         if found is not None:
-            self.load(found, self.directory)
+            self.load(found)
             if found.pathspec.split("/")[1] == who.origin_run:
                 checkpoints.inherit_checkpoint(self._store, found, who)
             self._info = found.to_json()
         return found
 
-    def context(self, ds_type: str, ds_root: str) -> str:
-        """What a child process needs for the same checkpoints in the same directory, as JSON without secrets."""
+    def share(self, ds_type: str, ds_root: str) -> None:
+        """Tells the processes that this one starts which checkpoints, in which directory, are theirs too."""
+        self._shared = (ds_type, ds_root)
         who = self._task("start processes")
-        return json.dumps(
-            {
-                "task": who.to_json(),
-                "directory": self.directory,
-                "info": self._info,
-                "datastore": [ds_type, ds_root],
-            }
-        )
+        context = {
+            "task": who.to_json(),
+            "directory": self.directory,
+            "info": self._info,
+            "datastore": self._shared,
+        }
+        environment.set_checkpoint_context(json.dumps(context))
 
     def close(self) -> None:
-        """Removes the directories that were made here."""
+        """Removes the directories that were made here; processes started later are told nothing any more."""
+        if self._shared is not None:
+            self._shared = None
+            environment.set_checkpoint_context(None)
         for directory in self._own:
             self._cache.remove_work_dir(directory)
         self._own.clear()

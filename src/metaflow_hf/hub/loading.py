@@ -9,6 +9,7 @@ from metaflow_hf import environment
 from metaflow_hf.errors import IntegrityError, NotFound
 from metaflow_hf.events import OnEvent, ignore
 from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.linking import may_link
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.references import Reference, SnapshotRef
 from metaflow_hf.store.datastore import configured_store
@@ -30,17 +31,21 @@ def load_manifest(
     cache: NodeCache,
     verify: Verify = "once",
     link_large: bool = False,
+    materialize_mode: str | None = None,
     token: bool | str | None = None,
     on_event: OnEvent = ignore,
 ) -> Path:
     """Writes the manifest's files below ``target``, as ``store.materialize`` does.
 
+    ``link_large`` says that ``target`` is a directory of ours, in which large files may be links unless
+    ``materialize_mode`` forbids it (see ``may_link``).
     Damaged or lost blobs of a snapshot are downloaded again and healed, unless offline. Otherwise, and for models,
     raises ``IntegrityError`` or ``NotFound`` saying which file is lost.
     """
+    link = may_link(materialize_mode) and link_large
 
     def write() -> Path:
-        return materialize(store, manifest, target, cache=cache, verify=verify, link_large=link_large)
+        return materialize(store, manifest, target, cache=cache, verify=verify, link_large=link)
 
     try:
         return write()

@@ -34,12 +34,14 @@ class TaskModels:
         say: Say,
         verify: Verify = "once",
         temp_dir_root: str | None = None,
+        materialize: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._run = run
         self._say = say
         self._verify: Verify = verify
+        self._materialize = materialize
         self._clock = clock
         self._cache = NodeCache.default()
         self._directories = Directories(self._cache, temp_dir_root)
@@ -137,6 +139,7 @@ class TaskModels:
             cache=self._cache,
             verify=self._verify,
             link_large=path is None,
+            materialize_mode=self._materialize,
         )
         return str(target) if path is None else path
 

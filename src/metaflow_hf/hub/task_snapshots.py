@@ -39,12 +39,14 @@ class TaskSnapshots:
         scope: Scope = "checkpoint",
         verify: Verify = "once",
         temp_dir_root: str | None = None,
+        materialize: str | None = None,
         start_embedded: Callable[[], str] | None = None,
         on_event: OnEvent = ignore,
     ) -> None:
         self._store = store
         self._say = say
         self._verify: Verify = verify
+        self._materialize = materialize
         self._start_embedded = start_embedded
         self._first_endpoint = environment.hub_endpoint()
         cache = NodeCache.default()
@@ -202,7 +204,14 @@ class TaskSnapshots:
             target, (file.path for file in manifest.files), f"{request.repo} at {request.revision!r}"
         )
         self._say(f"Loading model from datastore to {path}. Model being loaded: {reference.key}")
-        self._snapshots.load(reference, target, verify=self._verify, link_large=is_own, token=request.token)
+        self._snapshots.load(
+            reference,
+            target,
+            verify=self._verify,
+            link_large=is_own,
+            materialize_mode=self._materialize,
+            token=request.token,
+        )
 
 
 def _refuse_dry_run(request: SnapshotRequest) -> None:

@@ -3,18 +3,16 @@
     checkpoints/<flow>/<step>/<namespace>/<task identifier>/<version>--<run>--<task>--<attempt>--<name>.json
 
 The identifier says which branch of a foreach a task is, in every run: two branches over equal values share it.
+Tasks that save at the same moment may get the same version; both checkpoints are kept, in the order of their keys.
 """
 
-import json
-import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, Self
 
-from metaflow_hf.errors import SelectionError
+from metaflow_hf.errors import NotFound, SelectionError
 from metaflow_hf.references import CheckpointRef
 from metaflow_hf.store.manifests import Manifest, condemned_files, read_manifest
 from metaflow_hf.store.models import check_metadata, files_to_save, store_files
@@ -59,20 +57,6 @@ class CheckpointTask:
         return asdict(self)
 
 
-def task_identifier(values: Sequence[Any]) -> str:
-    """The identifier of the branch over these foreach values, equal in every run; "" outside of a foreach.
-
-    Values that are not JSON count by their pickle.
-    """
-    if not values:
-        return ""
-    try:
-        data = json.dumps(list(values), sort_keys=True, allow_nan=False).encode()
-    except (TypeError, ValueError):
-        data = pickle.dumps(list(values), protocol=4)
-    return sha256(data).hexdigest()[:16]
-
-
 @dataclass(frozen=True, slots=True)
 class CheckpointKey:
     """A key's parts as they are written there, that is, quoted."""
@@ -91,6 +75,11 @@ class CheckpointKey:
         if len(parts) != 5 or not (parts[0].isdigit() and parts[3].isdigit()):
             return None
         return cls(key, int(parts[0]), parts[1], parts[2], int(parts[3]), parts[4])
+
+    @property
+    def order(self) -> tuple[int, int, str]:
+        """Sorts checkpoints of one identifier, oldest first; the same for everyone who looks, without a clock."""
+        return self.version, self.attempt, self.key
 
     def is_of(self, run: str, task: str | None = None) -> bool:
         """Whether a task of this run (this task, if given) saved it."""
@@ -167,13 +156,14 @@ def newest_checkpoint(store: ObjectStore, who: CheckpointTask, *, any_run: bool)
     """What a starting attempt goes on from: the newest of this very task, else of the run that this one resumes,
     else, with ``any_run``, of this identifier whichever run saved it. ``None`` when there is none.
     """
-    found = sorted(
-        find_checkpoints(store, who.prefix), key=lambda item: (item.version, item.key), reverse=True
-    )
+    found = sorted(find_checkpoints(store, who.prefix), key=lambda item: item.order, reverse=True)
     own = [item for item in found if item.is_of(who.run, who.task)]
     origin = [item for item in found if who.origin_run is not None and item.is_of(who.origin_run)]
     for item in (*own, *origin, *(found if any_run else ())):
-        manifest = read_manifest(store, item.key)
+        try:
+            manifest = read_manifest(store, item.key)
+        except NotFound:  # deleted since it was listed
+            continue
         if manifest.about.get("latest", True):
             return _reference(item.key, manifest)
     return None

@@ -48,7 +48,9 @@ class CheckpointFlow(FlowSpec):
         assert len(point.list(full_namespace=True)) >= 3
         older = point.load(point.list(name="step.1")[0])
         assert Path(older, "progress").read_text() == "1"
-        progress.write_text("3")
+        assert point.directory == older
+        assert progress.read_text() == "2"
+        Path(point.directory, "progress").write_text("3")
         self.last = point.save()
         self.next(self.join)
 
