@@ -11,6 +11,7 @@ from metaflow_hf.data.manifest import BlockManifest
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.data.tracker import ChunkTracker
 from metaflow_hf.events import OnEvent, ignore
+from metaflow_hf.store.objects import new_nonce
 from metaflow_hf.train.announcements import Announcer
 from metaflow_hf.train.closing import Closer, Pace
 from metaflow_hf.train.contribution import Publisher
@@ -42,12 +43,13 @@ def assemble_worker(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     outer_step: OuterStep | None = None,
+    nonce: Callable[[], str] = new_nonce,
 ) -> Worker:
     """A worker of the parts given; whatever it touches outside of itself is among them."""
     files = PayloadFiles(lineage.store, scratch)
     watch = Watch(lineage.store, clock=clock)
-    limits = RoundLimits(budget=plan.budget, seconds=rounds.seconds, max_failures=rounds.max_failures)
-    ledger = RoundsLedger(lineage, order, attempt=attempt, limits=limits, clock=clock, rng=rng)
+    limits = RoundLimits(budget=plan.budget, seconds=rounds.seconds, max_failures=plan.max_failures)
+    ledger = RoundsLedger(lineage, order, attempt=attempt, limits=limits, clock=clock, rng=rng, nonce=nonce)
     merger = Merger(
         lineage=lineage,
         files=files,
@@ -58,6 +60,7 @@ def assemble_worker(
         max_failures=plan.max_failures,
         skip_failing=plan.skip_failing,
         progress=heartbeat.progress,
+        nonce=nonce,
     )
     return Worker(
         plan=plan,

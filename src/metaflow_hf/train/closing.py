@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from metaflow_hf.errors import TrainingIncomplete
 from metaflow_hf.train.heartbeat import Watch
@@ -15,18 +14,18 @@ from metaflow_hf.train.records import Payload
 
 logger = logging.getLogger("metaflow_hf.train")
 
-FIRST_PAUSE: Final = 0.01
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
     """How a worker divides its time, in seconds.
 
-    ``grace`` is how long a claim in hand may go on after a request to stop, ``longest_pause`` the pause between two
-    looks at the store while waiting, ``merge_turn`` how long the next in rank waits for a merge at least.
+    ``grace`` is how long a claim in hand may go on after a request to stop; pauses between two looks at the store
+    while waiting grow from ``first_pause`` to ``longest_pause``; ``merge_turn`` is how long the next in rank waits for a
+    merge at least.
     """
 
     grace: float = 10.0
+    first_pause: float = 0.01
     longest_pause: float = 1.0
     merge_turn: float = 2.0
 
@@ -107,7 +106,7 @@ class Closer:
 
     def pauses(self) -> Callable[[], None]:
         """Pauses that begin short and grow, so that quick rounds are quick and long waits are cheap."""
-        length = FIRST_PAUSE
+        length = self.pace.first_pause
 
         def pause() -> None:
             nonlocal length
