@@ -5,11 +5,13 @@
     commits/00000.json         created once, after its block: what the block holds and where the source goes on
     commits/complete.json      created once: the dataset is complete
     block_manifest.json        derived from the commits, for other readers of this layout and for fast opening
+    shards/00000/…             the same below each shard, where every source file has blocks of its own (``sharded``)
 
 Nothing here names a machine, a path of one, or a time: the same source gives the same bytes everywhere.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, Final, Literal, Self
 
@@ -19,6 +21,7 @@ from metaflow_hf.errors import DatasetMismatch
 from metaflow_hf.store.objects import encode_json
 
 SCHEMA: Final = 1
+_SHARD_BLOCK: Final = re.compile(r"shards/\d+/blocks/[^/]+")
 
 OnBadRow = Literal["raise", "skip"]
 Compression = Literal["zstd"]
@@ -40,6 +43,7 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the bytes of a dataset, and nothing else.
 
     ``source_digest`` stands for the names, sizes and checksums of local files; a hub's commit needs none.
+    ``by_shard`` says that no block spans two files of the source (see ``sharded``).
     """
 
     dataset_name: str
@@ -53,6 +57,7 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     on_bad_row: OnBadRow = "raise"
     max_rows: int | None = None
     max_bytes: int | None = None
+    by_shard: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {field: getattr(self, field) for field in self.__struct_fields__}
@@ -92,16 +97,19 @@ class BlockEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def file_name(self) -> str:
-        return self.file_path.replace("\\", "/").rpartition("/")[2]
+        """The name by which people find the block; with its folder in a dataset of shards."""
+        path = self.file_path.replace("\\", "/")
+        return path if _SHARD_BLOCK.fullmatch(path) else path.rpartition("/")[2]
 
     @property
     def key(self) -> str:
         """Where the block lies below the dataset, whatever path other software wrote down."""
-        return f"blocks/{self.file_name}"
+        return self.file_name if "/" in self.file_name else f"blocks/{self.file_name}"
 
     @property
     def index_key(self) -> str:
-        return f"blocks/{self.file_name.partition('.')[0]}.idx"
+        folder, _, name = self.key.rpartition("/")
+        return f"{folder}/{name.partition('.')[0]}.idx"
 
 
 class BlockManifest(msgspec.Struct, frozen=True, kw_only=True):
