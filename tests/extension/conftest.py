@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,13 +34,22 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run_flow(hub, subprocess_environment: dict[str, str], project: Path, tmp_path: Path) -> RunFlow:
-    """Runs a flow (a name below `flows/`, or a path) with `run` (or another command) and more arguments; environment by keyword."""
+    """Runs a flow (a name below `flows/`, or a path) with `run` (or another command) and more arguments; environment by
+    keyword. `before` are arguments in front of the command, `python` is another interpreter.
+    """
     home = {"HOME": str(tmp_path), "METAFLOW_HOME": str(tmp_path / "metaflow-home"), "NO_COLOR": "1"}
 
-    def run(flow: str | Path, *arguments: str, command: str = "run", **environment: str) -> Outcome:
+    def run(
+        flow: str | Path,
+        *arguments: str,
+        command: str = "run",
+        before: Sequence[str] = (),
+        python: str = sys.executable,
+        **environment: str,
+    ) -> Outcome:
         path = flow if isinstance(flow, Path) else FLOWS / flow
         done = subprocess.run(
-            [sys.executable, str(path), command, *arguments],
+            [python, str(path), *before, command, *arguments],
             cwd=project,
             env={**subprocess_environment, **home, **environment},
             stdout=subprocess.PIPE,

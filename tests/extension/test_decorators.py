@@ -112,6 +112,7 @@ def test_a_token_in_load_is_used_and_stored_nowhere(run_flow, project: Path):
     assert outcome.status == 0, outcome.output
     assert outcome.lines("files: ")
     assert outcome.lines("set HF_TOKEN")
+    assert not outcome.lines("is installed too")
     assert "hf_reader" not in outcome.output
     for path in (project / ".metaflow").rglob("*"):
         if path.is_file():

@@ -11,6 +11,7 @@ from metaflow.decorators import StepDecorator
 from metaflow.exception import MetaflowException
 from metaflow.metaflow_current import current
 
+from metaflow_extensions.hf import neighbours
 from metaflow_extensions.hf.failures import explained, tell_retries
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class TaskDecorator(StepDecorator):
         if flow_datastore.TYPE == "local":
             with explained():
                 _check_writable(Path(flow_datastore.datastore_root))
+
+    def runtime_init(self, flow: Any, graph: Any, package: Any, run_id: Any) -> None:
+        neighbours.tell(str(run_id), self.say)
 
     def task_pre_step(
         self,
