@@ -4,15 +4,14 @@ A blob that ``gc`` has condemned is never used again, because a deletion may be 
 the next generation of the key (``<sha256>.1``). Manifests name the full key.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Final
 
 from metaflow_hf.errors import IntegrityError, NotFound
 from metaflow_hf.store.objects import Digest, ObjectStore
+from metaflow_hf.store.streams import file_chunks, hash_chunks
 
 CONDEMNED: Final = "gc/condemned"
-READ_BYTES: Final = 1 << 20
 
 
 def blob_key(sha256: str, generation: int = 0) -> str:
@@ -33,12 +32,7 @@ def condemned_blobs(store: ObjectStore) -> frozenset[str]:
 
 def hash_file(path: Path) -> Digest:
     """Size and sha256 of a file, read once."""
-    sha, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(READ_BYTES):
-            sha.update(chunk)
-            size += len(chunk)
-    return Digest(sha256=sha.hexdigest(), size=size)
+    return hash_chunks(file_chunks(path))
 
 
 class Blobs:

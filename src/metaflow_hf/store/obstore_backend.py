@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -23,13 +24,16 @@ from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
 from obstore.store import ObjectStore as Backend
 
 from metaflow_hf.errors import IntegrityError, NotFound, StoreUnavailable, UnsupportedStore
+from metaflow_hf.store import streams
 from metaflow_hf.store.objects import CreateResult, Digest, ObjectInfo, ObjectStore, check_key
 
 logger = logging.getLogger("metaflow_hf.store")
 
 T = TypeVar("T")
 
+# Parts of an upload, and how many are under way at once.
 CHUNK_BYTES: Final = 8 * 1024 * 1024
+UPLOADS: Final = 4
 RETRY_SECONDS: Final = 60.0
 # How obstore itself retries one request (5xx, 429, connection errors), within RETRY_SECONDS in all.
 RETRY_CONFIG: Final[Any] = {
@@ -122,14 +126,20 @@ class ObstoreBackend:
 
     def upload(self, path: Path, key: str, *, expected: Digest | None = None) -> Digest:
         target = self._path(key)
+        if self._local_root is not None:
+            place = self._local_root / target
+            check = partial(check_digest, expected=expected, what=str(path))
+            digest = self._ask(key, lambda: streams.copy_durably(path, place, check))
+            self._sync(place.parent)
+            return digest
         reader = _HashingReader(path, expected)
-
-        def send() -> None:
-            # An error of the reader at its end aborts the upload before anything appears.
-            obstore.put(self._backend, target, reader.chunks(), chunk_size=CHUNK_BYTES, max_concurrency=4)
-
-        self._ask(key, send)
-        self._make_durable(target)
+        # An error of the reader at its end aborts the upload before anything appears.
+        self._ask(
+            key,
+            lambda: obstore.put(
+                self._backend, target, reader.chunks(), chunk_size=CHUNK_BYTES, max_concurrency=UPLOADS
+            ),
+        )
         return reader.digest
 
     def take(self, path: Path, key: str, digest: Digest) -> None:
@@ -144,7 +154,7 @@ class ObstoreBackend:
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as out:
-                digest = self._ask(key, lambda: self._stream(source, out.fileno()))
+                digest = self._ask(key, lambda: self._bring(source, out.fileno(), expected))
             check_digest(digest, expected, what=f"{self.uri}/{key}")
             part.replace(path)
         finally:
@@ -198,33 +208,39 @@ class ObstoreBackend:
         content = self.get(key)
         return CreateResult(created=content == data, content=content)
 
-    def _stream(self, source: str, descriptor: int) -> Digest:
-        sha, size = hashlib.sha256(), 0
+    def _bring(self, source: str, descriptor: int, expected: Digest | None) -> Digest:
         # A retry of the whole request begins the file anew.
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
-        for chunk in obstore.get(self._backend, source).stream(min_chunk_size=CHUNK_BYTES):
-            view = memoryview(chunk)
-            sha.update(view)
-            size += len(view)
-            while view:
-                view = view[os.write(descriptor, view) :]
-        return Digest(sha256=sha.hexdigest(), size=size)
+        if self._local_root is not None:
+            return streams.copy_hashed(self._local_root / source, descriptor)
+        if expected is not None and expected.size <= streams.RANGE_BYTES:
+            whole = memoryview(obstore.get(self._backend, source).bytes())
+            return streams.write_hashed([whole], descriptor)
+
+        def read(start: int, stop: int) -> memoryview:
+            return memoryview(obstore.get_range(self._backend, source, start=start, end=stop))
+
+        # Its own size, not the expected one: what is too long is damaged too.
+        size = int(obstore.head(self._backend, source)["size"])
+        return streams.write_hashed(streams.read_ahead(read, size), descriptor)
 
     def _make_durable(self, path: str) -> None:
-        if self._local_root is None:
-            return
-        target = self._local_root / path
+        if self._local_root is not None:
+            target = self._local_root / path
+            self._sync(target, target.parent)
+
+    def _sync(self, *places: Path) -> None:
         try:
-            for place in (target, target.parent):
+            for place in places:
                 descriptor = os.open(place, os.O_RDONLY)
                 try:
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             # Deleted by another process in the meantime: then nobody needs it to last.
-            logger.debug("%s went away while it was written", target)
+            logger.debug("%s went away while it was written", error.filename)
 
     def _ask(self, key: str, request: Callable[[], T]) -> T:
         try:

@@ -1,0 +1,108 @@
+"""Bytes on their way into a file: hashed while they are written, read ahead where the way is long.
+
+Nothing is read twice for its checksum, no more than a few chunks are in memory, and buffers are used again:
+on virtual machines fresh memory costs more than the copy that it is for.
+"""
+
+import fcntl
+import hashlib
+import os
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from metaflow_hf.store.objects import Digest
+
+CHUNK_BYTES: Final = 4 << 20
+# One ranged request, and how many of one object are under way at once.
+RANGE_BYTES: Final = 8 << 20
+READERS: Final = 8
+_FICLONE: Final = 0x40049409
+
+
+def write_hashed(chunks: Iterable[memoryview], descriptor: int) -> Digest:
+    """Writes the chunks at the descriptor's position; each is hashed while it is written."""
+    sha, size = hashlib.sha256(), 0
+    with ThreadPoolExecutor(1) as pool:
+        for chunk in chunks:
+            hashed = pool.submit(sha.update, chunk)
+            size += len(chunk)
+            _write_all(chunk, descriptor)
+            hashed.result()
+    return Digest(sha256=sha.hexdigest(), size=size)
+
+
+def file_chunks(file: Path | int) -> Iterator[memoryview]:
+    """The bytes of a file, or of a descriptor from where it is; a chunk is valid until the next is asked for."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with open(file, "rb", buffering=0, closefd=isinstance(file, Path)) as raw:
+        while count := raw.readinto(buffer):
+            yield buffer[:count]
+
+
+def hash_chunks(chunks: Iterable[memoryview]) -> Digest:
+    """Size and sha256 of all chunks."""
+    sha, size = hashlib.sha256(), 0
+    for chunk in chunks:
+        sha.update(chunk)
+        size += len(chunk)
+    return Digest(sha256=sha.hexdigest(), size=size)
+
+
+def read_ahead(read: Callable[[int, int], memoryview], size: int) -> Iterator[memoryview]:
+    """``[0, size)`` in order, as ``read(start, stop)`` gives it; ``READERS`` ranges are asked for at a time."""
+    pending: deque[Future[memoryview]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for start in range(0, size, RANGE_BYTES):
+                pending.append(pool.submit(read, start, min(start + RANGE_BYTES, size)))
+                if len(pending) == READERS:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for request in pending:
+                request.cancel()
+
+
+def copy_hashed(source: Path, descriptor: int) -> Digest:
+    """Copies a file into an empty one, by reflink where the file system can; the digest is that of the copy."""
+    if reflink(source, descriptor):
+        return hash_chunks(file_chunks(descriptor))
+    return write_hashed(file_chunks(source), descriptor)
+
+
+def copy_durably(source: Path, target: Path, check: Callable[[Digest], None]) -> Digest:
+    """Copies a file over ``target``, which changes in one step and only when ``check`` does not raise.
+
+    The bytes are on the disk when it returns; the caller makes the name durable too.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Stores on local disks list no name with such an ending.
+    part = target.with_name(f"{target.name}#{random.SystemRandom().randrange(10**9)}")
+    try:
+        with part.open("x+b", buffering=0) as out:
+            digest = copy_hashed(source, out.fileno())
+            check(digest)
+            os.fsync(out.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return digest
+
+
+def reflink(source: Path, descriptor: int) -> bool:
+    """Makes an empty file share the bytes of ``source`` until one of them is written; whether that is possible."""
+    with source.open("rb") as reader, suppress(OSError):
+        fcntl.ioctl(descriptor, _FICLONE, reader.fileno())
+        return True
+    return False
+
+
+def _write_all(view: memoryview, descriptor: int) -> None:
+    while view:
+        view = view[os.write(descriptor, view) :]
