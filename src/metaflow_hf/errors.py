@@ -17,6 +17,7 @@ MetaflowHFError
 ├── StoreError: what the object store answered, or did not
 │   ├── StoreUnavailable          no answer after bounded retries, not permitted, disk full
 │   ├── IntegrityError            stored bytes differ from their checksum
+│   │   └── ContentLost           a manifest's bytes are gone (also NotFound)
 │   ├── NotFound                  no object has this key
 │   ├── AlreadyExists             the key is taken by other bytes
 │   └── UnsupportedStore          the store cannot create atomically, or its scheme is unknown
@@ -102,6 +103,10 @@ class NotFound(StoreError, LookupError):  # noqa: N818  the name is public
     """No object has this key."""
 
 
+class ContentLost(IntegrityError, NotFound):  # noqa: N818  reads as what it says
+    """The bytes of a file are gone although the manifest that names them is there."""
+
+
 class AlreadyExists(StoreError):  # noqa: N818  the name is public
     """The key is taken by other bytes."""
 
@@ -135,6 +140,7 @@ __all__ = [
     "BadRowError",
     "ClaimLost",
     "ConfigError",
+    "ContentLost",
     "DatasetMismatch",
     "EntryNotFoundError",
     "GatedRepoError",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_hf.errors import IntegrityError, NotFound
+from metaflow_hf.errors import ContentLost, IntegrityError, SelectionError
 from metaflow_hf.store.models import find_manifest, load_directory
 from metaflow_hf.store.node_cache import NodeCache
 
@@ -58,13 +58,13 @@ def test_damaged_blobs_are_downloaded_again_and_healed(
     )
 
 
-@pytest.mark.parametrize(("damage", "error"), [(flip_bit, IntegrityError), (delete, NotFound)])
+@pytest.mark.parametrize(("damage", "error"), [(flip_bit, IntegrityError), (delete, ContentLost)])
 def test_offline_damage_is_a_clear_error_and_nothing_wrong_is_given(
     snapshots, store, reference, manifest, damage, error, monkeypatch, tmp_path: Path
 ):
     damage(store, manifest)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(error, match="cannot be loaded"):
+    with pytest.raises(error, match=rf"cannot be loaded.*{manifest.files[2].path}.*HF_HUB_OFFLINE unset"):
         snapshots(cache=NodeCache(tmp_path / "fresh")).load(reference, tmp_path / "out")
     assert not (tmp_path / "out" / manifest.files[2].path).exists()
 
@@ -98,3 +98,83 @@ def test_a_damaged_manifest_is_a_clear_error(snapshots, store, reference, tmp_pa
     store.put(key, store.get(key).replace(b"config", b"CONFIG"))
     with pytest.raises(IntegrityError, match="damaged"):
         snapshots().load(reference, tmp_path / "out")
+
+
+def test_a_damaged_manifest_is_gone_once_it_is_deleted(snapshots, store, reference, request_for):
+    key, _ = find_manifest(store, reference)
+    store.put(key, store.get(key)[:-20])
+    with pytest.raises(IntegrityError, match="Delete this object"):
+        snapshots().ensure(request_for())
+    store.delete(key)
+    assert snapshots().ensure(request_for()).digest == reference.digest
+
+
+def test_another_hub_is_named_and_not_asked(
+    snapshots, store, reference, manifest, monkeypatch, tmp_path: Path
+):
+    flip_bit(store, manifest)
+    origin = find_manifest(store, reference)[0].split("/")[1]
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(IntegrityError, match=f"It came from {origin}: set HF_ENDPOINT"):
+        snapshots(cache=NodeCache(tmp_path / "fresh")).load(reference, tmp_path / "out")
+
+
+@pytest.mark.parametrize("verify", ["always", "once", "never"])
+@pytest.mark.parametrize("damage", [flip_bit, truncate, delete, swap])
+def test_each_way_to_verify_notices_what_it_promises(
+    own_hub, snapshots, store, reference, manifest, read_tree, files, damage, verify, tmp_path: Path
+):
+    damage(store, manifest)
+    loaded = snapshots(cache=NodeCache(tmp_path / "fresh")).load(reference, tmp_path / "out", verify=verify)
+    # Who never verifies still gets no file of another size.
+    assert (read_tree(loaded) == files) == (verify != "never" or damage in (truncate, delete))
+    assert {path: len(data) for path, data in read_tree(loaded).items()} == {
+        path: len(data) for path, data in files.items()
+    }
+
+
+def test_a_node_cache_that_root_changed_is_noticed(
+    own_hub, snapshots, store, reference, manifest, read_tree, files, tmp_path: Path
+):
+    node = NodeCache(tmp_path / "one-node")
+    snapshots(cache=node).load(reference, tmp_path / "before")
+    blob = node.blob_path(manifest.files[2].sha256)
+    data = bytearray(blob.read_bytes())
+    data[7] ^= 1
+    blob.chmod(0o644)
+    blob.write_bytes(data)
+    with own_hub.log.new() as log:
+        assert read_tree(snapshots(cache=node).load(reference, tmp_path / "after")) == files
+    assert len(log) == 0
+
+
+@pytest.mark.parametrize("where", ["folder", "target", "dangling"])
+def test_links_planted_in_a_path_of_the_user_lead_nowhere(
+    snapshots, reference, read_tree, files, tmp_path: Path, where: str
+):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "vocab.txt").write_text("theirs")
+    target = tmp_path / "out"
+    if where == "target":
+        # The user's own choice: a large disk elsewhere.
+        target.symlink_to(outside)
+        assert read_tree(snapshots().load(reference, target)) == files | {"vocab.txt": b"theirs"}
+        return
+    target.mkdir()
+    (target / "tokenizer").symlink_to(outside if where == "folder" else tmp_path / "nowhere")
+    with pytest.raises(SelectionError, match=r"tokenizer.* link to .*(outside|nowhere)"):
+        snapshots().load(reference, target)
+    assert read_tree(outside) == {"vocab.txt": b"theirs"}
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_link_where_a_file_belongs_is_replaced_not_followed(snapshots, reference, files, tmp_path: Path):
+    target, victim = tmp_path / "out", tmp_path / "victim"
+    target.mkdir()
+    victim.write_text("theirs")
+    (target / "config.json").symlink_to(victim)
+    snapshots().load(reference, target)
+    assert victim.read_text() == "theirs"
+    assert not (target / "config.json").is_symlink()
+    assert (target / "config.json").read_bytes() == files["config.json"]

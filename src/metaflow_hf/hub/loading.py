@@ -12,12 +12,13 @@ from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.linking import may_link
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.references import Reference, SnapshotRef
+from metaflow_hf.store.blobs import CONDEMNED
 from metaflow_hf.store.datastore import configured_store
 from metaflow_hf.store.manifests import Manifest
 from metaflow_hf.store.materialize import materialize
 from metaflow_hf.store.models import find_manifest
 from metaflow_hf.store.node_cache import NodeCache, Verify
-from metaflow_hf.store.objects import ObjectStore, quote_part
+from metaflow_hf.store.objects import ObjectStore, encode_json, new_nonce, quote_part
 
 logger = logging.getLogger("metaflow_hf.hub")
 
@@ -39,8 +40,9 @@ def load_manifest(
 
     ``link_large`` says that ``target`` is a directory of ours, in which large files may be links unless
     ``materialize_mode`` forbids it (see ``may_link``).
-    Damaged or lost blobs of a snapshot are downloaded again and healed, unless offline. Otherwise, and for models,
-    raises ``IntegrityError`` or ``NotFound`` saying which file is lost.
+    Damaged or lost blobs of a snapshot are downloaded again and healed, unless offline. Otherwise, and for models and
+    checkpoints, raises ``IntegrityError`` (``ContentLost`` for lost ones) naming file, key and what to do; damaged
+    bytes are then not used again, so that saving the same bytes anew mends what was saved before.
     """
     link = may_link(materialize_mode) and link_large
 
@@ -52,7 +54,9 @@ def load_manifest(
     except (IntegrityError, NotFound) as error:
         request = _healing_request(key, manifest, token)
         if request is None:
-            raise type(error)(f"{_name(key, manifest)} cannot be loaded: {error}") from error
+            _distrust(store, cache, manifest)
+            text = f"{_name(key, manifest)} cannot be loaded: {error} {_remedy(key, manifest)}"
+            raise type(error)(text) from error
         logger.warning("%s What is damaged is downloaded again from %s.", error, request.endpoint)
     _heal(store, cache, manifest, request, on_event)
     return write()
@@ -64,7 +68,6 @@ def _healing_request(key: str, manifest: Manifest, token: bool | str | None) -> 
         return None
     endpoint = Endpoint.of()
     if key.split("/")[1] != endpoint.key:
-        logger.warning("%s came from another hub than %s, which cannot heal it", key, endpoint)
         return None
     return SnapshotRequest.of(
         about["repo_id"], repo_type=about["repo_type"], revision=about["commit_hash"], token=token
@@ -84,6 +87,31 @@ def _heal(
             cache.fetch(store, file)
         except (IntegrityError, NotFound):
             fetcher.fetch_again(request.revision, file)
+
+
+def _distrust(store: ObjectStore, cache: NodeCache, manifest: Manifest) -> None:
+    """Condemns what is damaged, as a collection does with what nobody needs: the next writer stores it beside."""
+    for file in manifest.files:
+        try:
+            cache.fetch(store, file)
+        except NotFound:
+            continue
+        except IntegrityError:
+            try:
+                store.create(f"{CONDEMNED}/{file.blob}", encode_json({"nonce": new_nonce()}))
+            except StoreUnavailable as error:
+                logger.warning("%s is damaged, which cannot be noted: %s", file.blob, error)
+
+
+def _remedy(key: str, manifest: Manifest) -> str:
+    if manifest.about.get("type") != SnapshotRef.TYPE:
+        return (
+            "No hub has it: save the same files again, which mends this one too, load another, or forget this one by "
+            f"`metaflow hf models rm {key}`."
+        )
+    if environment.is_offline():
+        return "Offline nothing can be downloaded again: run once with HF_HUB_OFFLINE unset."
+    return f"It came from {key.split('/')[1]}: set HF_ENDPOINT to that hub, and it is downloaded again."
 
 
 def _name(key: str, manifest: Manifest) -> str:

@@ -80,7 +80,10 @@ class Manifest:
             schema, about = int(value["schema"]), dict(value["about"])
             files = tuple(_file(item) for item in value["files"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"the manifest {key} is damaged: {type(error).__name__} {error}.") from error
+            raise IntegrityError(
+                f"the manifest {key} is damaged: {type(error).__name__} {error}. Delete this object; a snapshot is then "
+                "downloaded again, a model or checkpoint must be saved again."
+            ) from error
         if schema > SCHEMA:
             raise IntegrityError(
                 f"the manifest {key} was written by a newer metaflow-hf: upgrade metaflow-hf."

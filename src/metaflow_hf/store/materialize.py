@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from metaflow_hf.errors import IntegrityError, SelectionError, StoreUnavailable
+from metaflow_hf.errors import ContentLost, IntegrityError, NotFound, SelectionError, StoreUnavailable
 from metaflow_hf.store.manifests import Manifest, ManifestFile
 from metaflow_hf.store.node_cache import NodeCache, Verify
 from metaflow_hf.store.objects import ObjectStore, new_nonce
@@ -42,8 +42,8 @@ def materialize(
 
     Each file appears whole, by a rename, also over an earlier version of itself. ``link_large`` allows
     read-only hard links for files of 16 MiB and more; otherwise all are writable and the caller's own. Raises
-    ``IntegrityError``, ``NotFound`` and ``StoreUnavailable`` as the store does, and ``SelectionError`` when a
-    directory stands where a file belongs.
+    ``IntegrityError`` for damaged and ``ContentLost`` for missing bytes, naming the file, ``StoreUnavailable`` as the
+    store does, and ``SelectionError`` when a directory, or a link that leads elsewhere, stands where a file belongs.
     """
 
     def write(file: ManifestFile) -> None:
@@ -52,16 +52,18 @@ def materialize(
             raise SelectionError(
                 f"{place} is a directory, but the file {file.path!r} belongs there: load elsewhere."
             )
+        _check_below(place, root)
         place.parent.mkdir(parents=True, exist_ok=True)
         link = link_large and file.size >= LARGE_BYTES
         try:
-            _write_file(cache.fetch(store, file, verify=verify), place, file, link=link)
+            _write_file(_fetch(cache, store, file, verify), place, file, link=link)
         except FileNotFoundError:
             # Another process took it out of the cache between the look and the copy.
-            _write_file(cache.fetch(store, file, verify=verify), place, file, link=link)
+            _write_file(_fetch(cache, store, file, verify), place, file, link=link)
 
     try:
         target.mkdir(parents=True, exist_ok=True)
+        root = target.resolve()
         with ThreadPoolExecutor(min(WORKERS, len(manifest.files) or 1)) as pool:
             _finish(pool.map(write, manifest.files))
     except OSError as error:
@@ -72,6 +74,25 @@ def materialize(
             "path."
         ) from error
     return target
+
+
+def _fetch(cache: NodeCache, store: ObjectStore, file: ManifestFile, verify: Verify) -> Path:
+    try:
+        return cache.fetch(store, file, verify=verify)
+    except NotFound as error:
+        raise ContentLost(f"the bytes of {file.path!r} are gone from the datastore: {error}") from error
+    except IntegrityError as error:
+        raise IntegrityError(f"the stored bytes of {file.path!r} are wrong: {error}") from error
+
+
+def _check_below(place: Path, root: Path) -> None:
+    """Refuses a folder of the target that is a link to elsewhere: what lies there is not ours to overwrite."""
+    parent = place.parent.resolve()
+    if not parent.is_relative_to(root):
+        raise SelectionError(
+            f"{place.parent} is, or lies behind, a link to {parent}, outside of the directory that is loaded into: "
+            "remove the link, or load elsewhere."
+        )
 
 
 def _finish(results: Iterable[None]) -> None:
