@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metaflow_hf import environment
-from metaflow_hf.errors import IntegrityError, NotFound
+from metaflow_hf.errors import IntegrityError, NotFound, StoreUnavailable
 from metaflow_hf.events import OnEvent, ignore
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.linking import may_link
