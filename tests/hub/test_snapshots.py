@@ -1,6 +1,7 @@
 """What is cached, when the hub is asked, and what a revision means."""
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,83 @@ def test_offline_what_was_not_selected_before_is_a_clear_error(own_hub, snapshot
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(HubUnavailable, match="not cached"):
         snapshots().ensure(request_for())
+
+
+def test_offline_a_full_commit_is_known_by_whatever_revision_named_it(
+    own_hub, snapshots, request_for, monkeypatch
+):
+    first = snapshots().ensure(request_for())
+    gated = snapshots().ensure(request_for("acme/gated", token="hf_friend"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with own_hub.log.new() as log:
+        again = snapshots(run="2", step="other").ensure(request_for(revision=first.commit_hash))
+        same_scope = snapshots(run="3").ensure(request_for("acme/gated", revision=gated.commit_hash))
+        with pytest.raises(HubUnavailable, match="private or gated"):
+            snapshots(run="4", step="other").ensure(request_for("acme/gated", revision=gated.commit_hash))
+        with pytest.raises(HubUnavailable, match="never resolved"):
+            snapshots(run="5").ensure(request_for(revision="0" * 40))
+    assert again.digest == first.digest
+    assert same_scope.key == gated.key
+    assert len(log) == 0
+
+
+@pytest.fixture
+def filled_cache(own_hub) -> Path:
+    """huggingface_hub's cache as an image brings it: `acme/model` is whole, and the hub is gone."""
+    from huggingface_hub import snapshot_download
+
+    cache = Path(os.environ["HF_HUB_CACHE"])
+    snapshot_download("acme/model", endpoint=own_hub.url, cache_dir=cache)
+    return cache
+
+
+@pytest.mark.parametrize("how", ["offline", "out of reach"])
+def test_without_network_a_pre_filled_cache_is_used(
+    own_hub, filled_cache, snapshots, request_for, read_tree, files, tmp_path, monkeypatch, caplog, how
+):
+    commit = own_hub.content.repo("acme/model").resolve().sha
+    if how == "offline":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    else:
+        own_hub.close()
+        close_session()
+    with own_hub.log.new() as log, caplog.at_level(logging.WARNING, logger="metaflow_hf.hub"):
+        reference = snapshots().ensure(request_for())
+        by_commit = snapshots(run="2").ensure(request_for(revision=commit, allow_patterns="*.json"))
+    assert len(log) == 0
+    assert reference.commit_hash == by_commit.commit_hash == commit
+    assert "huggingface_hub's cache said less than a minute ago" in caplog.text
+    assert read_tree(snapshots().load(reference, tmp_path / "out")) == files
+
+
+def test_without_network_what_is_missing_or_damaged_in_a_pre_filled_cache_is_said(
+    own_hub, filled_cache, snapshots, request_for, store, monkeypatch
+):
+    blobs = filled_cache / "models--acme--model" / "blobs"
+    oid = own_hub.content.repo("acme/model").resolve().files["config.json"].oid
+    (blobs / oid).write_bytes(b"x" * (blobs / oid).stat().st_size)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubUnavailable, match=r"'config\.json'.*or is damaged there"):
+        snapshots().ensure(request_for())
+    with pytest.raises(HubUnavailable, match="never resolved"):
+        snapshots().ensure(request_for(revision="v9"))
+    with pytest.raises(HubUnavailable, match="not cached"):
+        snapshots().ensure(request_for(force_download=True, revision="main"))
+    assert keys(store, "manifests") == keys(store, "snapshots") == []
+    assert snapshots().ensure(request_for(ignore_patterns="config.json")).num_files == 6
+
+
+def test_what_a_pre_filled_cache_gave_offline_is_listed_again_by_the_hub(
+    own_hub, filled_cache, snapshots, request_for, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = snapshots().ensure(request_for())
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    new_commit = own_hub.content.repo("acme/model").commit({"config.json": b"{}"})
+    with own_hub.log.new() as log:
+        assert snapshots().ensure(request_for()).commit_hash == offline.commit_hash
+        assert snapshots(run="2").ensure(request_for()).commit_hash == new_commit
+    assert log.file_bytes() == len(b"{}")
 
 
 def test_a_hub_out_of_reach_is_replaced_by_the_record(own_hub, snapshots, request_for, caplog):

@@ -109,6 +109,13 @@ class Refs:
         newest = _newest(self._store, self._prefix(endpoint, repo, revision))
         return newest and newest[1]
 
+    def find(self, endpoint: Endpoint, repo: Repo, commit_hash: str) -> Resolved | None:
+        """The newest record of any revision that named this commit."""
+        prefix = f"refs/{endpoint.key}/{repo.key}"
+        newest = [_newest(self._store, f"{prefix}/{name}") for name in self._store.children(prefix)]
+        found = [item[1] for item in newest if item is not None and item[1].commit_hash == commit_hash]
+        return max(found, key=lambda resolved: resolved.resolved_on, default=None)
+
     def age(self, resolved: Resolved) -> timedelta:
         """How long ago the hub said so."""
         return max(self._now() - resolved.resolved_on, timedelta(0))

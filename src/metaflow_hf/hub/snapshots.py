@@ -12,8 +12,9 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -21,7 +22,7 @@ from metaflow_hf.errors import HubUnavailable, NotFound, SelectionError
 from metaflow_hf.events import OnEvent, ignore
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.loading import load_manifest
-from metaflow_hf.hub.names import Repo, Selection, is_commit_hash
+from metaflow_hf.hub.names import Repo, Selection
 from metaflow_hf.hub.records import Pins, Refs, Resolved, RunContext
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.references import SnapshotRef
@@ -137,7 +138,7 @@ class Snapshots:
         if manifest is not None:
             files = [(file.path, file.size, True) for file in manifest.files]
         else:
-            planned = self._fetcher(request).plan(commit)
+            planned = self._fetcher(request, commit).plan(commit)
             files = [(file.path, file.size, is_stored) for file, is_stored in planned]
         return [
             DryRunFileInfo(
@@ -182,21 +183,32 @@ class Snapshots:
         except NotFound:
             return None
 
-    def _fetcher(self, request: SnapshotRequest) -> "Fetcher":
-        if request.offline:
-            raise HubUnavailable(
-                f"{request.repo} at revision {request.revision!r} ({request.selection}) is not cached, and offline mode "
-                f"forbids asking {request.endpoint}. Run once online, or unset HF_HUB_OFFLINE."
-            )
+    def _fetcher(self, request: SnapshotRequest, commit_hash: str) -> "Fetcher":
+        if not request.offline:
+            return self._fetcher_from(self._make_client(request), request)
+        if (hub := self._cached_hub(request, commit_hash)) is not None:
+            return self._fetcher_from(hub, request)
+        raise HubUnavailable(
+            f"{request.repo} at revision {request.revision!r} ({request.selection}) is not cached, and offline mode "
+            f"forbids asking {request.endpoint}. Run once online, or unset HF_HUB_OFFLINE."
+        )
+
+    def _fetcher_from(self, hub: "HubClient", request: SnapshotRequest) -> "Fetcher":
         from metaflow_hf.hub.fetch import Fetcher
 
-        return Fetcher(self._store, self.cache, self._make_client(request), request, self._on_event)
+        return Fetcher(self._store, self.cache, hub, request, self._on_event)
+
+    def _cached_hub(self, request: SnapshotRequest, commit_hash: str) -> "HubClient | None":
+        from metaflow_hf.hub.offline import cached_hub
+
+        return None if request.force_download else cached_hub(request, commit_hash)
 
     def _fetch(self, request: SnapshotRequest, resolved: Resolved, manifest_key: str) -> Manifest:
-        fetcher = self._fetcher(request)
+        commit = resolved.commit_hash
+        fetcher = self._fetcher(request, commit)
         lease = leases.wait_for(
             self._store,
-            f"leases/snapshots/{request.endpoint.key}/{request.repo.key}/{resolved.commit_hash}",
+            f"leases/snapshots/{request.endpoint.key}/{request.repo.key}/{commit}",
             owner=f"{self._run.pathspec if self._run else 'script'} pid {os.getpid()} on {socket.gethostname()}",
             ttl=self._lease_seconds,
             done=lambda: not request.force_download and self._cached(manifest_key) is not None,
@@ -204,40 +216,27 @@ class Snapshots:
         if lease is None:
             return read_manifest(self._store, manifest_key)
         with lease:
-            return fetcher.fetch(resolved.commit_hash, manifest_key)
+            try:
+                return fetcher.fetch(commit, manifest_key)
+            except HubUnavailable as error:
+                # An image or volume that was filled before may have it all.
+                hub = self._cached_hub(request, commit)
+                if hub is None:
+                    raise
+                logger.warning("%s Trying huggingface_hub's cache instead.", error)
+                with suppress(HubUnavailable):
+                    return self._fetcher_from(hub, request).fetch(commit, manifest_key)
+                raise
 
     def _recorded(
         self, request: SnapshotRequest, refs: Refs, reason: str, cause: Exception | None = None
     ) -> Resolved:
-        recorded = refs.get(request.endpoint, request.repo, request.revision)
-        if (
-            recorded is None
-            and is_commit_hash(request.revision)
-            and self._in_scope(request, request.revision)
-            and not (cause is not None and _is_refusal(cause))
-        ):
-            return Resolved(request.revision, restricted=True, resolved_on=datetime.now(UTC))
-        if recorded is None:
-            raise cause or HubUnavailable(
-                f"{request.repo} at revision {request.revision!r} was never resolved from this datastore, so it cannot "
-                f"be used without the hub ({reason}). Run once online."
-            )
-        if cause is not None and recorded.restricted and _is_refusal(cause):
-            raise cause
-        if recorded.restricted and not self._in_scope(request, recorded.commit_hash):
-            raise HubUnavailable(
-                f"{request.repo} is private or gated, and your access to it cannot be checked without the hub "
-                f"({reason})."
-            ) from cause
-        logger.warning(
-            "%s at revision %r: using commit %s, which the hub named %s ago (%s)",
-            request.repo,
-            request.revision,
-            recorded.commit_hash[:12],
-            _in_words(refs.age(recorded)),
-            reason,
-        )
-        return recorded
+        from metaflow_hf.hub.offline import recorded
+
+        def in_scope(commit_hash: str) -> bool:
+            return self._in_scope(request, commit_hash)
+
+        return recorded(request, refs, reason, cause=cause, in_scope=in_scope)
 
     def _in_scope(self, request: SnapshotRequest, commit_hash: str) -> bool:
         try:
@@ -258,12 +257,6 @@ class Snapshots:
         return f"snapshots/{scope}/{content}"
 
 
-def _is_refusal(error: Exception) -> bool:
-    from metaflow_hf.hub.errors import AccessRefused
-
-    return isinstance(error, AccessRefused)
-
-
 def _client(request: SnapshotRequest) -> "HubClient":
     from metaflow_hf.hub.client import HubClient
 
@@ -279,11 +272,3 @@ def content_key(endpoint: Endpoint, repo: Repo, commit_hash: str, selection: Sel
 
 def _manifest_key(endpoint: Endpoint, repo: Repo, commit_hash: str, selection: Selection) -> str:
     return f"manifests/{content_key(endpoint, repo, commit_hash, selection)}"
-
-
-def _in_words(age: timedelta) -> str:
-    for unit, seconds in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        count = int(age.total_seconds() // seconds)
-        if count:
-            return f"{count} {unit}{'s' if count > 1 else ''}"
-    return "less than a minute"
