@@ -1,13 +1,18 @@
 """``metaflow hf models``: what tasks saved and training runs exported."""
 
+import json
+
 from metaflow._vendor import click
 
-from .output import explained, json_option, print_json, print_table
+from .output import explained, json_option, print_json, print_table, printable
 
 
-@click.group(help="Models in the datastore, by their keys.")
+@click.group(short_help="Models in the datastore: ls, show, get, rm, push.")
 def command() -> None:
-    """The group ``metaflow hf models``."""
+    """Models that tasks saved and trainings exported, by the keys that `ls` prints.
+
+    Keys of snapshots and checkpoints, and of what a reference names, are taken too.
+    """
 
 
 @command.command("ls", help="List models, newest first.")
@@ -27,17 +32,19 @@ def list_models(flow: str | None, as_json: bool) -> None:
     rows = [
         (
             f"{model.last_modified:%Y-%m-%d %H:%M}",
-            model.label,
             format_bytes(model.size),
             model.num_files,
+            model.label,
             model.key,
         )
         for model in found
     ]
-    print_table(("SAVED (UTC)", "LABEL", "SIZE", "FILES", "KEY"), rows, empty="no models are stored")
+    print_table(("SAVED (UTC)", ">SIZE", ">FILES", "LABEL", "KEY"), rows, empty="no models are stored")
 
 
-@command.command(help="The files of a model, snapshot or checkpoint.")
+@command.command(
+    short_help="The files of a model.", help="Show what a key holds: its metadata and its files."
+)
 @click.argument("key")
 @json_option
 @explained
@@ -53,12 +60,15 @@ def show(key: str, as_json: bool) -> None:
         print_json({"key": key, "about": dict(manifest.about), "size": manifest.size, "files": files})
         return
     for name, value in manifest.about.items():
-        click.echo(f"{name}: {value}")
-    rows = [(file.path, format_bytes(file.size), file.sha256[:12]) for file in manifest.files]
-    print_table(("FILE", "SIZE", "SHA256"), rows, empty="no files")
+        click.echo(printable(f"{name}: {value if isinstance(value, str) else json.dumps(value)}"))
+    rows = [(format_bytes(file.size), file.sha256[:12], file.path) for file in manifest.files]
+    print_table((">SIZE", "SHA256", "FILE"), rows, empty="no files")
 
 
-@command.command(help="Write the files of a model, snapshot or checkpoint to a directory.")
+@command.command(
+    short_help="Write a model's files to a directory.",
+    help="Write what a key holds to a directory: real, writable files, verified; what else lies there stays.",
+)
 @click.argument("key")
 @click.argument("directory", type=click.Path(file_okay=False))
 @json_option
@@ -71,7 +81,11 @@ def get(key: str, directory: str, as_json: bool) -> None:
     print_json({"path": path}) if as_json else click.echo(path)
 
 
-@command.command("rm", help="Forget a model or checkpoint; `metaflow hf gc` frees its bytes later.")
+@command.command(
+    "rm",
+    short_help="Forget a model.",
+    help="Forget a model, checkpoint or entry of a snapshot. `metaflow hf gc` frees its bytes later.",
+)
 @click.argument("key")
 @json_option
 @explained
@@ -85,7 +99,9 @@ def remove(key: str, as_json: bool) -> None:
 
 
 @command.command(
-    help="Upload a model (its key, or a directory) to a repository of the hub; prints the commit's address."
+    short_help="Upload a model to the hub.",
+    help="Upload a model (its key, or a directory) to a repository of the hub, which is made if it is missing; print "
+    "the commit's address. Needs HF_TOKEN.",
 )
 @click.argument("source")
 @click.argument("repo_id")

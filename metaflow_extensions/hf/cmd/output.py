@@ -42,7 +42,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, em
         click.echo(empty)
         return
     is_number = [heading.startswith(">") for heading in headings]
-    table = [[_printable(cell) for cell in row] for row in ([h.removeprefix(">") for h in headings], *rows)]
+    table = [[printable(cell) for cell in row] for row in ([h.removeprefix(">") for h in headings], *rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     is_narrow = sum(widths) + 2 * (len(widths) - 1) > _terminal_width()
     for row in table:
@@ -67,6 +67,7 @@ def _terminal_width() -> float:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else float("inf")
 
 
-def _printable(cell: object) -> str:
+def printable(cell: object) -> str:
+    """The text of a cell as one line that is safe to print."""
     # Labels and metadata are anybody's: what would move the cursor is not passed on.
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in str(cell))

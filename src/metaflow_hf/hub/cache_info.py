@@ -17,7 +17,7 @@ from metaflow_hf.store.objects import ObjectInfo, ObjectStore
 class CachedRevision:
     """One commit of a repository, with all selections of its files that are stored.
 
-    ``selections`` counts these, ``keys`` names their manifests; sizes are in bytes.
+    ``selections`` counts these, ``keys`` names their manifests, ``blobs_of`` what each names with its size in bytes.
     """
 
     commit_hash: str
@@ -26,7 +26,7 @@ class CachedRevision:
     selections: int
     last_modified: datetime
     keys: tuple[str, ...] = field(repr=False)
-    blobs: dict[str, int] = field(repr=False)
+    blobs_of: tuple[dict[str, int], ...] = field(repr=False)
 
     @property
     def size_on_disk_str(self) -> str:
@@ -67,10 +67,22 @@ class CacheInfo:
         unknown = set(commit_hashes) - {revision.commit_hash for revision in gone}
         if unknown:
             raise SelectionError(f"no snapshot of commit {', '.join(sorted(unknown))} is stored.")
-        kept = {key for revision in known if revision not in gone for key in revision.blobs}
-        freed = {key: size for revision in gone for key, size in revision.blobs.items() if key not in kept}
-        keys = tuple(key for revision in gone for key in revision.keys)
-        return Deletion(keys, sum(freed.values()), self.store)
+        return self.delete_selections(*(key for revision in gone for key in revision.keys))
+
+    def delete_selections(self, *keys: str) -> "Deletion":
+        """``delete_revisions`` for single manifests, by the keys that revisions list."""
+        kept: dict[str, int] = {}
+        gone: dict[str, int] = {}
+        unknown = set(keys)
+        for repo in self.repos:
+            for revision in repo.revisions:
+                unknown -= set(revision.keys)
+                for key, blobs in zip(revision.keys, revision.blobs_of, strict=True):
+                    (gone if key in keys else kept).update(blobs)
+        if unknown:
+            raise SelectionError(f"no snapshot is stored under {', '.join(sorted(unknown))}.")
+        freed = sum(size for blob, size in gone.items() if blob not in kept)
+        return Deletion(tuple(dict.fromkeys(keys)), freed, self.store)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +153,7 @@ def _revision(commit: str, items: list[tuple[ObjectInfo, Manifest]]) -> CachedRe
         selections=len(items),
         last_modified=max(info.last_modified for info, _ in items),
         keys=tuple(info.key for info, _ in items),
-        blobs=blobs,
+        blobs_of=tuple(_blobs([manifest]) for _, manifest in items),
     )
 
 

@@ -3,13 +3,17 @@
 They may be used in a flow or outside; what they bring is stored in Metaflow's datastore like any snapshot.
 """
 
+import logging
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from metaflow_hf.events import OnEvent, ignore
+from metaflow_hf.hub.progress import progress_on
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots, content_key
+from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store.datastore import configured_store
 from metaflow_hf.store.eviction import trim
 from metaflow_hf.store.filenames import check_filename
@@ -17,6 +21,8 @@ from metaflow_hf.store.node_cache import NodeCache
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
+
+logger = logging.getLogger("metaflow_hf.hub")
 
 
 @overload
@@ -106,17 +112,22 @@ def _plan(request: SnapshotRequest) -> "list[DryRunFileInfo]":
     return [replace(file, local_path=str(tree / file.filename)) for file in files]
 
 
-def load_snapshot(request: SnapshotRequest, on_event: OnEvent = ignore) -> Path:
+def load_snapshot(request: SnapshotRequest, on_event: OnEvent | None = None) -> Path:
     """The directory of a whole request, as ``snapshot_download`` gives it."""
-    snapshots = open_snapshots(on_event)
+    return bring_snapshot(request, on_event)[1]
+
+
+def bring_snapshot(request: SnapshotRequest, on_event: OnEvent | None = None) -> tuple[SnapshotRef, Path]:
+    """A request's reference and directory. Progress is a bar on a terminal, else lines in the log, unless ``on_event``."""
+    snapshots = open_snapshots(on_event or progress_on(sys.stderr, logger.info))
     reference = snapshots.ensure(request)
     if request.local_dir is not None:
-        return snapshots.load(reference, Path(request.local_dir), token=request.token)
+        return reference, snapshots.load(reference, Path(request.local_dir), token=request.token)
     target = _tree(snapshots.cache, reference.key.removeprefix("snapshots/global/"))
     snapshots.load(reference, target, link_large=True, token=request.token)
     os.utime(target)
     trim(snapshots.cache)
-    return target
+    return reference, target
 
 
 def _tree(cache: NodeCache, key: str) -> Path:

@@ -98,12 +98,19 @@ def node_usage(cache: NodeCache) -> Usage:
 def verify(store: ObjectStore, keys: Iterable[str], cache: NodeCache) -> Iterator[tuple[str, list[Problem]]]:
     """Reads every blob of these manifests once and compares size and sha256.
 
-    Yields each distinct blob with the files whose bytes are wrong or missing: none where all is well. Nothing is
-    changed, and nothing of the node's cache is trusted.
+    Yields each distinct blob with the files whose bytes are wrong or missing: none where all is well; and each
+    damaged manifest by its key, with one problem that names no file. Nothing is changed, and nothing of the node's
+    cache is trusted.
     """
     by_blob: dict[str, list[tuple[str, Manifest, int]]] = {}
     for key in keys:
-        manifest = read_manifest(store, key)
+        try:
+            manifest = read_manifest(store, key)
+        except NotFound:  # deleted in the meantime
+            continue
+        except IntegrityError as error:
+            yield key, [Problem(key, "", key, f"{error} Remove it: `metaflow hf snapshots rm {key}`.")]
+            continue
         for number, file in enumerate(manifest.files):
             by_blob.setdefault(file.blob, []).append((key, manifest, number))
     place = cache.new_work_dir("verify")
