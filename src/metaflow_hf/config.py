@@ -65,7 +65,9 @@ class DataConfig(Section):
     """Which texts are trained, and how they become batches; ``dataset`` may come from a flow's parameter instead.
 
     ``evaluation_dataset`` is held out for the evaluation; without one the last ``heldout_samples`` rows are.
-    ``sequence_length`` is in tokens, ``batch_size`` in sequences.
+    ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
+    sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
+    ``loss_on`` says whose turns of a conversation are learned.
     """
 
     dataset: str | None = None
@@ -76,7 +78,9 @@ class DataConfig(Section):
     dataset_chunk_size: PositiveInt | Literal["auto"] = "auto"
     sequence_length: Annotated[int, Field(ge=2)] = 1024
     batch_size: PositiveInt = 8
-    packing: bool = True
+    packing: bool | Literal["isolated"] = True
+    long_documents: Literal["split", "truncate", "drop"] = "split"
+    loss_on: Literal["assistant", "all"] = "assistant"
     shuffle: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     epochs: PositiveInt = 1

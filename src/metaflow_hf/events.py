@@ -104,7 +104,10 @@ class WorkLost(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """Held-out quality of one model: loss in nats per token, perplexity, bits per byte of text."""
+    """Held-out quality of one model: loss in nats per token, perplexity, bits per byte of text.
+
+    ``counted`` is whose tokens were predicted: ``assistant`` where conversations were measured, "" for all.
+    """
 
     name: str
     loss: float
@@ -112,6 +115,7 @@ class Evaluated(Event):
     bits_per_byte: float
     tokens: int
     bytes: int
+    counted: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from metaflow_hf.events import RoundClosed
 from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.train import evaluate, export_lineage, generate
-from metaflow_hf.train.evaluation import heldout_texts
+from metaflow_hf.train.heldout import heldout_texts
 from metaflow_hf.train.models import load_model, load_tokenizer
 
 TASK = {"flow": "F", "run": "1", "step": "join", "task": "7"}

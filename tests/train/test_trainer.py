@@ -21,16 +21,27 @@ class Rows:
         return [{"text": text} for text in self.texts[start:stop]]
 
 
-def trainer_of(training, texts, **sections) -> ModelTrainer:
+def trainer_of(
+    training,
+    texts,
+    *,
+    model=None,
+    claim_samples=None,
+    progress=lambda: None,
+    held_out=frozenset(),
+    **sections,
+):
     config = training.config.replace(**sections)
     return ModelTrainer(
-        prepare(load_model(training.model_dir, config.model), config.model),
+        prepare(model or load_model(training.model_dir, config.model), config.model),
         load_tokenizer(training.model_dir),
         Rows(texts),
-        ClaimOrder([len(texts)], len(texts), len(texts), shuffle=False),
+        ClaimOrder([len(texts)], len(texts), claim_samples or len(texts), shuffle=False),
         config,
         text_column="text",
         device=torch.device("cpu"),
+        held_out=held_out,
+        progress=progress,
     )
 
 
@@ -68,15 +79,17 @@ def test_long_sequences_go_through_the_rollout_unasked(training, monkeypatch):
 
 
 def test_whole_documents_end_where_the_positions_do(training):
-    trainer = trainer_of(training, [LONG], rollout={"use_chunked_training": True})
-    trainer._model.config.max_position_embeddings = 50
+    model = load_model(training.model_dir, training.config.model)
+    model.config.max_position_embeddings = 50
+    trainer = trainer_of(training, [LONG], model=model, rollout={"use_chunked_training": True})
     batches = trainer.batches(claim_of([LONG]))
     assert {batch.input_ids.shape[0] for batch in batches} == {1}
     assert max(batch.input_ids.shape[1] for batch in batches) == 50
     ids = [token for batch in batches for token in batch.input_ids[0].tolist()]
-    end = trainer._tokenizer.eos_token_id
+    tokenizer = load_tokenizer(training.model_dir)
+    end = tokenizer.eos_token_id
     # The rest of the document, shorter than a sequence, comes first.
-    assert sorted(token for token in ids if token != end) == sorted(trainer._tokenizer(LONG)["input_ids"])
+    assert sorted(token for token in ids if token != end) == sorted(tokenizer(LONG)["input_ids"])
 
 
 @pytest.mark.parametrize("use", [False, "auto"])
@@ -85,7 +98,7 @@ def test_without_chunked_training_documents_are_cut(training, use):
     batches = trainer.batches(claim_of([LONG]))
     assert max(batch.input_ids.shape[1] for batch in batches) == 32
     documents = [token for batch in batches for row in batch.input_ids.tolist() for token in row]
-    ids = trainer._tokenizer(LONG)["input_ids"]
+    ids = load_tokenizer(training.model_dir)(LONG)["input_ids"]
     assert documents[: len(ids)] == ids
 
 
@@ -144,16 +157,11 @@ def test_a_position_that_fails_again_and_again_ends_the_run_and_is_named(trainin
 def test_every_token_chunk_is_progress(training):
     calls = []
     texts = [LONG]
-    trainer = trainer_of(training, texts, rollout={"chunk_size": 16, "use_chunked_training": True})
-    seen = ModelTrainer(
-        trainer._model,
-        trainer._tokenizer,
-        trainer._rows,
-        trainer._order,
-        trainer._config,
-        text_column="text",
-        device=torch.device("cpu"),
+    seen = trainer_of(
+        training,
+        texts,
         progress=lambda: calls.append(1),
+        rollout={"chunk_size": 16, "use_chunked_training": True},
     )
     steps = list(seen.train(claim_of(texts), lambda part, tokens: 1e-2))
     (batch,) = seen.batches(claim_of(texts))

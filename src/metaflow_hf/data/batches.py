@@ -1,37 +1,43 @@
-"""Rows -> documents of tokens -> batches of tensors.
+"""Documents of tokens -> batches of tensors.
 
-Everything here is deterministic: the same rows give the same batches on every machine, every token of every
-document is in exactly one batch, and labels follow transformers' convention (``labels`` are the ``input_ids``
-where a token counts, ``IGNORE_INDEX`` elsewhere; models shift them by one themselves).
+Everything here is deterministic: the same documents give the same batches on every machine, every token of every
+document is in exactly one batch (unless a policy that drops tokens was chosen, which counts them), and labels
+follow transformers' convention (``labels`` are the ``input_ids`` where a token counts, ``IGNORE_INDEX`` elsewhere;
+models shift them by one themselves).
 
 Shapes: B sequences of S tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metaflow_hf.data.chat import encode_conversation
-from metaflow_hf.errors import BadRowError, ConfigError
+from metaflow_hf.data.tokens import IGNORE_INDEX, Document, encode_rows, end_document
+from metaflow_hf.errors import ConfigError
 
-IGNORE_INDEX: Final = -100
+__all__ = [
+    "IGNORE_INDEX",
+    "Batch",
+    "Document",
+    "LeftOut",
+    "Piece",
+    "encode_rows",
+    "make_batches",
+    "pieces",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """The tokens of one row; ``labels`` has the length of ``input_ids``."""
-
-    input_ids: Sequence[int]
-    labels: Sequence[int]
+Packing = bool | Literal["isolated"]
+LongDocuments = Literal["split", "rollout", "truncate", "drop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """``input_ids``, ``labels``, ``attention_mask`` (1 for tokens, 0 for padding): all int64 of shape [B, S].
 
+    ``position_ids`` [B, S] count from 0 in each document where documents of one sequence must not see each other.
     ``is_long`` marks a single document longer than ``sequence_length``, meant for the chunked rollout.
     """
 
@@ -53,42 +59,30 @@ class Batch:
 
     def to_mapping(self) -> dict[str, Tensor]:
         """The keyword arguments of a transformers model."""
-        tensors = {"input_ids": self.input_ids, "labels": self.labels, "attention_mask": self.attention_mask}
-        return tensors if self.position_ids is None else {**tensors, "position_ids": self.position_ids}
+        tensors = {"input_ids": self.input_ids, "labels": self.labels}
+        if self.position_ids is None:
+            return {**tensors, "attention_mask": self.attention_mask}
+        # transformers keeps documents apart by their positions, but only where no mask is given.
+        return {**tensors, "position_ids": self.position_ids}
 
 
-def encode_rows(
-    rows: Sequence[Mapping[str, Any] | str],
-    tokenizer: Any,
-    *,
-    text_column: str = "text",
-    loss_on: Literal["assistant", "all"] = "assistant",
-) -> list[Document]:
-    """One document per row with text, in order; rows without text give none.
-
-    ``tokenizer`` is a transformers tokenizer; its own special tokens are added as it does by default. A row
-    whose ``text_column`` holds a list is a conversation: the tokenizer's chat template is applied, and with
-    ``loss_on="assistant"`` only what the assistant says (with the template's own end of turn) carries labels.
-    Raises ``BadRowError`` naming the row for a value that is neither text nor a conversation.
+@dataclass(slots=True)
+class LeftOut:
+    """What was not trained because it was too long, counted by ``make_batches``: documents that lost tokens or were
+    dropped as a whole, and their tokens.
     """
-    values = [row if isinstance(row, str) else row.get(text_column) for row in rows]
-    texts = [value for value in values if isinstance(value, str) and value]
-    encoded: Iterator[list[int]] = iter(tokenizer(texts, verbose=False)["input_ids"] if texts else [])
-    documents = []
-    for number, value in enumerate(values):
-        if not value:
-            continue
-        if isinstance(value, str):
-            ids = next(encoded)
-            documents.append(Document(ids, ids))
-        elif isinstance(value, list):
-            documents.append(Document(*encode_conversation(value, tokenizer, loss_on=loss_on, row=number)))
-        else:
-            raise BadRowError(
-                f"row {number}: column {text_column!r} holds {type(value).__name__}, expected text or a list of "
-                "messages."
-            )
-    return documents
+
+    documents: int = 0
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token of a batch as people read it; ``has_loss`` says whether the model is judged by predicting it."""
+
+    text: str
+    token: int
+    has_loss: bool
 
 
 def make_batches(
@@ -96,75 +90,134 @@ def make_batches(
     *,
     sequence_length: int,
     batch_size: int = 8,
-    packing: bool = True,
+    packing: Packing = True,
     eos_token_id: int | None = None,
     pad_token_id: int | None = None,
-    long_documents: Literal["split", "rollout", "truncate"] = "split",
+    long_documents: LongDocuments = "split",
+    left_out: LeftOut | None = None,
 ) -> list[Batch]:
     """All batches of a claim, in order, each of at most ``batch_size`` sequences of ``sequence_length`` tokens.
 
     Every document ends with ``eos_token_id`` (added where it is missing; ``None`` adds nothing), then
 
     - with ``packing`` the documents are concatenated and cut, so only the last sequence may be shorter;
+    - with ``packing="isolated"`` as well, but documents of one sequence do not see each other: positions begin
+      anew in each, and its first token is predicted from nothing;
     - without, each document begins a sequence of its own.
 
-    A document longer than ``sequence_length`` is cut into several sequences (``"split"``), kept whole in a
-    batch of its own after the others (``"rollout"``, B = 1, ``is_long``), or cut off (``"truncate"``, the only
-    policy that drops tokens). A batch is padded on the right to its longest sequence. Documents without a
-    label after the shift are kept: their tokens are context.
+    A document longer than ``sequence_length`` is cut into several sequences (``"split"``), kept whole in a batch
+    of its own after the others (``"rollout"``, B = 1, ``is_long``), cut off (``"truncate"``) or left out
+    (``"drop"``); what the last two leave out is added to ``left_out``. A batch is padded on the right to its
+    longest sequence, with ``pad_token_id``, else ``eos_token_id``, else 0. Documents without a label after the
+    shift are kept: their tokens are context. Raises ``ConfigError`` for sizes that make no sense.
     """
     if sequence_length < 2 or batch_size < 1:
         raise ConfigError(
             f"sequence_length must be at least 2 and batch_size at least 1, got {sequence_length} and "
             f"{batch_size}."
         )
-    ended = [_end(document, eos_token_id) for document in documents if document.input_ids]
-    long: list[Document] = []
-    if long_documents == "rollout":
-        long = [document for document in ended if len(document.input_ids) > sequence_length]
-        ended = [document for document in ended if len(document.input_ids) <= sequence_length]
-    elif long_documents == "truncate":
-        ended = [
-            Document(document.input_ids[:sequence_length], document.labels[:sequence_length])
-            for document in ended
-        ]
-    sequences = [_join(ended)] if packing and ended else ended
-    pieces = [piece for sequence in sequences for piece in _cut(sequence, sequence_length)]
+    ended = [end_document(document, eos_token_id) for document in documents if document.input_ids]
+    fitting, long = _fit(ended, sequence_length, long_documents, left_out or LeftOut())
+    joined = [_Joined.of(fitting)] if packing and fitting else [_Joined.of([item]) for item in fitting]
+    sequences = [piece for item in joined for piece in item.cut(sequence_length)]
     pad = pad_token_id if pad_token_id is not None else (eos_token_id or 0)
+    isolated = packing == "isolated"
     return [
-        *(_collate(pieces[i : i + batch_size], pad) for i in range(0, len(pieces), batch_size)),
-        *(_collate([document], pad, is_long=True) for document in long),
+        *(
+            _collate(sequences[i : i + batch_size], pad, isolated=isolated)
+            for i in range(0, len(sequences), batch_size)
+        ),
+        *(_collate([_Joined.of([document])], pad, is_long=True) for document in long),
     ]
 
 
-def _end(document: Document, eos_token_id: int | None) -> Document:
-    if eos_token_id is None or document.input_ids[-1] == eos_token_id:
-        return document
-    # In a conversation the end carries loss only if the last turn does.
-    label = eos_token_id if document.labels[-1] != IGNORE_INDEX else IGNORE_INDEX
-    return Document([*document.input_ids, eos_token_id], [*document.labels, label])
+def pieces(batch: Batch, tokenizer: Any) -> list[list[Piece]]:
+    """Each sequence of a batch, token by token without padding, as a model is trained on it."""
+    shown = []
+    for ids, labels, mask in zip(batch.input_ids, batch.labels, batch.attention_mask, strict=True):
+        length = int(mask.sum())
+        # Nothing predicts the first token of a sequence.
+        counts = [False, *(labels[1:length] != IGNORE_INDEX).tolist()]
+        tokens = ids[:length].tolist()
+        shown.append(
+            [Piece(tokenizer.decode([t]), t, count) for t, count in zip(tokens, counts, strict=True)]
+        )
+    return shown
 
 
-def _join(documents: Sequence[Document]) -> Document:
-    return Document(
-        [token for document in documents for token in document.input_ids],
-        [label for document in documents for label in document.labels],
-    )
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Documents one after the other; ``starts`` are the places where one begins."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    starts: Sequence[int]
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> "_Joined":
+        starts, place = [], 0
+        for document in documents:
+            starts.append(place)
+            place += len(document.input_ids)
+        return cls(
+            [token for document in documents for token in document.input_ids],
+            [label for document in documents for label in document.labels],
+            starts,
+        )
+
+    def cut(self, length: int) -> Iterator["_Joined"]:
+        following = iter([*self.starts, len(self.input_ids)])
+        upcoming = next(following)
+        for start in range(0, len(self.input_ids), length):
+            stop, starts = min(start + length, len(self.input_ids)), [0]
+            while upcoming < stop:
+                starts += [upcoming - start] if upcoming > start else []
+                upcoming = next(following)
+            yield _Joined(self.input_ids[start:stop], self.labels[start:stop], starts)
 
 
-def _cut(document: Document, length: int) -> Iterator[Document]:
-    for start in range(0, len(document.input_ids), length):
-        yield Document(document.input_ids[start : start + length], document.labels[start : start + length])
+def _fit(
+    documents: Sequence[Document], limit: int, policy: LongDocuments, left_out: LeftOut
+) -> tuple[list[Document], list[Document]]:
+    """Documents for ordinary batches, and those that go alone."""
+    if policy == "split":
+        return list(documents), []
+    fitting, long = [], []
+    for document in documents:
+        excess = len(document.input_ids) - limit
+        if excess <= 0:
+            fitting.append(document)
+        elif policy == "rollout":
+            long.append(document)
+        elif policy == "truncate":
+            fitting.append(document.cut(0, limit))
+            left_out.documents, left_out.tokens = left_out.documents + 1, left_out.tokens + excess
+        else:
+            left_out.documents, left_out.tokens = left_out.documents + 1, left_out.tokens + excess + limit
+    return fitting, long
 
 
-def _collate(documents: Sequence[Document], pad: int, *, is_long: bool = False) -> Batch:
-    shape = (len(documents), max(len(document.input_ids) for document in documents))
+def _collate(
+    sequences: Sequence[_Joined], pad: int, *, isolated: bool = False, is_long: bool = False
+) -> Batch:
+    shape = (len(sequences), max(len(sequence.input_ids) for sequence in sequences))
     input_ids = torch.full(shape, pad, dtype=torch.long)
     labels = torch.full(shape, IGNORE_INDEX, dtype=torch.long)
     attention_mask = torch.zeros(shape, dtype=torch.long)
-    for i, document in enumerate(documents):
-        length = len(document.input_ids)
-        input_ids[i, :length] = torch.tensor(document.input_ids, dtype=torch.long)
-        labels[i, :length] = torch.tensor(document.labels, dtype=torch.long)
+    position_ids = torch.zeros(shape, dtype=torch.long) if isolated else None
+    for i, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        input_ids[i, :length] = torch.tensor(sequence.input_ids, dtype=torch.long)
+        labels[i, :length] = torch.tensor(sequence.labels, dtype=torch.long)
         attention_mask[i, :length] = 1
-    return Batch(input_ids=input_ids, labels=labels, attention_mask=attention_mask, is_long=is_long)
+        if position_ids is not None:
+            for start, stop in zip(sequence.starts, [*sequence.starts[1:], length], strict=True):
+                position_ids[i, start:stop] = torch.arange(stop - start)
+            labels[i, list(sequence.starts)] = IGNORE_INDEX
+    return Batch(
+        input_ids=input_ids,
+        labels=labels,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        is_long=is_long,
+    )

@@ -1,27 +1,87 @@
-"""How many samples a chunk should have on this machine."""
+"""How many samples a chunk, and how many tokens a token chunk, should have on this machine."""
 
 import logging
 import os
+from pathlib import Path
 from typing import Final
 
 logger = logging.getLogger("metaflow_hf.data")
 
-# (memory in GiB from which it applies, samples a chunk)
+# (memory in GiB from which it applies, samples a chunk); machines report a little less than what is printed on them.
 BY_MEMORY: Final = ((60, 8_000), (30, 4_000), (14, 2_000))
 SMALLEST: Final = 1_000
 
+# (memory of the GPU in GiB from which it applies, tokens a token chunk)
+BY_GPU_MEMORY: Final = ((22, 4_096), (18, 2_048), (9, 1_024))
+SMALLEST_TOKENS: Final = 512
+DEFAULT_TOKENS: Final = 2_048
+
 
 def chunk_samples(memory_bytes: int | None = None) -> int:
-    """Samples a chunk for a machine with so much memory (default: this one): 2,000 from 16 GB on, 4,000 from 32 GB,
-    8,000 from 64 GB, below that 1,000. What is chosen is logged.
+    """Samples a chunk for a machine with so much memory (default: what this process may use): 2,000 from 16 GB on,
+    4,000 from 32 GB, 8,000 from 64 GB, below that 1,000. What is chosen is logged with the reason.
     """
-    memory = machine_memory() if memory_bytes is None else memory_bytes
+    memory, reason = usable_memory() if memory_bytes is None else (memory_bytes, "given")
     gib = memory / 2**30
     chosen = next((samples for limit, samples in BY_MEMORY if gib >= limit), SMALLEST)
-    logger.info(f"dataset_chunk_size: auto is {chosen:,} samples with {gib:.0f} GiB of memory")
+    logger.info(f"dataset_chunk_size: auto is {chosen:,} samples with {gib:.1f} GiB of memory ({reason})")
     return chosen
 
 
-def machine_memory() -> int:
-    """The machine's physical memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def token_chunk_size(gpu_memory_bytes: int | None, *, exact: bool = True) -> int:
+    """Tokens a token chunk for a GPU with so much memory: 1,024 from 10 GB on, 2,048 from 20 GB, 4,096 from 24 GB,
+    below that 512; 2,048 without a GPU. What is chosen is logged with the reason.
+
+    Gradients that are not ``exact`` depend on it, so they get the same 2,048 on every machine.
+    """
+    if not exact:
+        chosen, reason = DEFAULT_TOKENS, "truncated gradients must be cut alike by every worker"
+    elif gpu_memory_bytes is None:
+        chosen, reason = DEFAULT_TOKENS, "no GPU"
+    else:
+        gib = gpu_memory_bytes / 2**30
+        chosen = next((tokens for limit, tokens in BY_GPU_MEMORY if gib >= limit), SMALLEST_TOKENS)
+        reason = f"{gib:.1f} GiB of GPU memory"
+    logger.info(f"chunk_size: auto is {chosen:,} tokens ({reason})")
+    return chosen
+
+
+def usable_memory(root: Path = Path("/")) -> tuple[int, str]:
+    """Bytes of memory that this process may use, and what says so: the machine, or the limit of a container.
+
+    ``root`` is where ``proc`` and ``sys`` are found.
+    """
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = min(_container_limits(root), default=machine)
+    return (limit, "the container's limit") if limit < machine else (machine, "the machine's")
+
+
+def _container_limits(root: Path) -> list[int]:
+    """The limits of this process's control groups and of all groups around them, of both versions."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text("utf-8").splitlines()
+    except OSError:
+        return []
+    limits = []
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if controllers == "":
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # Inside a container its own group is mounted at the top, whatever path the kernel tells.
+        inner = base / group.lstrip("/")
+        places = [inner, *(parent for parent in inner.parents if parent.is_relative_to(base))]
+        limits += [limit for place in places if (limit := _read_limit(place / name)) is not None]
+    return limits
+
+
+def _read_limit(file: Path) -> int | None:
+    try:
+        text = file.read_text("utf-8").strip()
+    except OSError:
+        return None
+    # "max" is none.
+    return int(text) if text.isdigit() else None

@@ -159,11 +159,12 @@ EVALUATION_HEADERS = ("", "loss (nats/token)", "perplexity", "bits per byte")
 
 
 def heldout_size(outcome: Outcome) -> str:
-    """``12,345 tokens, 44 KiB``; "" when nothing was measured."""
+    """``12,345 tokens, 44 KiB of text``, and whose; "" when nothing was measured."""
     figures = outcome.after or outcome.before
     if figures is None:
         return ""
-    return f"{units.count(figures.tokens)} tokens, {units.byte_size(figures.bytes)} of text"
+    whose = f" in the {figures.counted}'s turns" if figures.counted else ""
+    return f"{units.count(figures.tokens)} tokens, {units.byte_size(figures.bytes)} of text{whose}"
 
 
 def evaluation_lines(outcome: Outcome) -> list[str]:

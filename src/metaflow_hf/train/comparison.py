@@ -11,12 +11,12 @@ from torch import nn
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
-from metaflow_hf.data.chat import as_text
 from metaflow_hf.events import ClaimDone, Evaluated, Event, Sampled, StepDone
 from metaflow_hf.report import UnigramModel, xz_bits_per_byte
 from metaflow_hf.report.outcome import Outcome, Plan
-from metaflow_hf.train.evaluation import Evaluation, evaluate, heldout_texts
+from metaflow_hf.train.evaluation import Evaluation, Passage, evaluate, passages
 from metaflow_hf.train.generation import generate
+from metaflow_hf.train.heldout import first_texts, heldout_texts, value_of
 from metaflow_hf.train.models import load_model, load_tokenizer
 from metaflow_hf.train.spec import training_samples
 
@@ -41,10 +41,12 @@ def compare(
     """
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     texts = (
-        heldout_texts(training, config, tokenizer)
+        heldout_texts(training, config)
         if heldout is None
-        else _texts(heldout, config.evaluation.max_samples, tokenizer)
+        else first_texts(heldout, config.evaluation.max_samples)
     )
+    read = passages(texts, tokenizer, loss_on=config.data.loss_on)
+    some = config.data.loss_on == "assistant" and not all(isinstance(text, str) for text in texts)
     figures: dict[str, Evaluated] = {}
     samples: list[Sampled] = []
     for name, directory in (("before", base_dir), ("after", model_dir)):
@@ -53,15 +55,21 @@ def compare(
             directory, config.model, seed=config.data.seed, initialise=None if name == "before" else False
         )
         network.to("cuda" if torch.cuda.is_available() else "cpu")
-        evaluation = evaluate(network, texts, tokenizer, sequence_length=config.data.sequence_length)
-        figures[name] = _evaluated(name, evaluation)
+        evaluation = evaluate(
+            network,
+            texts,
+            tokenizer,
+            sequence_length=config.data.sequence_length,
+            loss_on=config.data.loss_on,
+        )
+        figures[name] = _evaluated(name, evaluation, "assistant" if some else "")
         samples += _samples(name, network, tokenizer, config)
     return Outcome(
         plan=plan,
         before=figures["before"],
         after=figures["after"],
-        unigram=_unigram(training, texts, tokenizer, config, figures["after"]),
-        xz_bits_per_byte=xz_bits_per_byte(texts),
+        unigram=_unigram(training, read, tokenizer, config, figures["after"]),
+        xz_bits_per_byte=xz_bits_per_byte([passage.text for passage in read]),
         samples=tuple(samples),
         model=dict(model),
         tokens=sum(event.tokens for event in events if isinstance(event, ClaimDone)),
@@ -69,15 +77,6 @@ def compare(
         skipped_positions=int(model["metadata"]["positions_skipped"]),
         run_pathspec=run,
     )
-
-
-def _texts(blocks: BlockManager, wanted: int, tokenizer: Any) -> list[str]:
-    """The first ``wanted`` texts of the evaluation dataset."""
-    texts: list[str] = []
-    for block in blocks.manifest.blocks:
-        rows = blocks.read_rows(block.block_id, 0, min(block.sample_count, wanted - len(texts)))
-        texts += [as_text(row.get(blocks.text_column), tokenizer, row=n) for n, row in enumerate(rows)]
-    return texts
 
 
 def _samples(name: str, network: nn.Module, tokenizer: Any, config: TrainConfig) -> list[Sampled]:
@@ -97,7 +96,7 @@ def _samples(name: str, network: nn.Module, tokenizer: Any, config: TrainConfig)
 
 
 def _unigram(
-    training: BlockManager, texts: Sequence[str], tokenizer: Any, config: TrainConfig, measured: Evaluated
+    training: BlockManager, read: Sequence[Passage], tokenizer: Any, config: TrainConfig, measured: Evaluated
 ) -> Evaluated:
     """The held-out tokens, each by its frequency in (at most ``UNIGRAM_ROWS`` rows of) the text that was trained."""
     column = config.data.text_column or training.text_column
@@ -106,14 +105,14 @@ def _unigram(
         training_samples([block.sample_count for block in training.manifest.blocks], config)
     ):
         rows += training.read_rows(block_id, 0, min(samples, UNIGRAM_ROWS - len(rows)))
-    model = UnigramModel(
-        _ids([as_text(row.get(column), tokenizer, row=n) for n, row in enumerate(rows)], tokenizer),
-        len(tokenizer),
-    )
-    loss = model.loss(_ids(texts, tokenizer))
+    values = [value for row in rows if (value := value_of(row, column)) is not None]
+    trained = passages(values, tokenizer, loss_on=config.data.loss_on)
+    model = UnigramModel([passage.predicted for passage in trained], len(tokenizer))
+    loss = model.loss([passage.predicted for passage in read])
     return Evaluated(
         time=time.time(),
         name="unigram",
+        counted=measured.counted,
         loss=loss,
         perplexity=math.exp(loss),
         bits_per_byte=loss / math.log(2) * measured.tokens / measured.bytes,
@@ -122,19 +121,11 @@ def _unigram(
     )
 
 
-def _ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
-    used = [text for text in texts if text]
-    ids: list[list[int]] = (
-        tokenizer(used, add_special_tokens=False, verbose=False)["input_ids"] if used else []
-    )
-    end = tokenizer.eos_token_id
-    return ids if end is None else [[*document, end] for document in ids]
-
-
-def _evaluated(name: str, evaluation: Evaluation) -> Evaluated:
+def _evaluated(name: str, evaluation: Evaluation, counted: str) -> Evaluated:
     return Evaluated(
         time=time.time(),
         name=name,
+        counted=counted,
         loss=evaluation.loss,
         perplexity=evaluation.perplexity,
         bits_per_byte=evaluation.bits_per_byte,

@@ -1,5 +1,6 @@
 """How well a model predicts held-out text: loss, perplexity and bits per byte, with exact counts."""
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,17 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from metaflow_hf.config import ModelConfig, TrainConfig
-from metaflow_hf.data.batches import IGNORE_INDEX
-from metaflow_hf.data.chat import as_text
-from metaflow_hf.data.manager import BlockManager
-from metaflow_hf.errors import ConfigError
+from metaflow_hf.config import ModelConfig
+from metaflow_hf.data.chat import Conversation, Transcript, transcribe
+from metaflow_hf.data.tokens import IGNORE_INDEX, Document, LossOn, encode, end_document
+from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.train.models import load_model, load_tokenizer
-from metaflow_hf.train.spec import training_samples
+
+logger = logging.getLogger("metaflow_hf.train")
 
 WINDOWS_PER_BATCH: Final = 8
+# Logits of one pass, in fp32.
+LOGITS_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +38,27 @@ class Evaluation:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A held-out text as it is measured: its tokens, those to be predicted with labels, and what these stand for."""
+
+    document: Document
+    text: str
+
+    @property
+    def predicted(self) -> list[int]:
+        """The tokens that are predicted."""
+        return [label for label in self.document.labels if label != IGNORE_INDEX]
+
+
 def evaluate(
     model: nn.Module | Path | str,
-    texts: Sequence[str],
+    texts: Sequence[str | Conversation | Sequence[Any]],
     tokenizer: Any = None,
     *,
     sequence_length: int = 1024,
     device: torch.device | str | None = None,
+    loss_on: LossOn = "assistant",
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Evaluation:
@@ -51,7 +68,12 @@ def evaluate(
     do not overlap in what they predict: every token is predicted exactly once, from those before it in its window.
     Where the tokenizer has no such token, the very first token is context only, and its bytes do not count. A
     token that the tokenizer puts before each document is context, as in training, and not counted as predicted.
-    Raises ``ConfigError`` when there is nothing to predict.
+
+    A list of messages is rendered by the chat template; what training counts is counted: with ``loss_on="assistant"``
+    what the assistant says, the rest is context.
+
+    No pass makes more than 256 MiB of logits: fewer windows at once, and a window that is too long alone goes through
+    the rollout where the model can be rolled out. Raises ``ConfigError`` when there is nothing to predict.
     """
     if isinstance(model, (str, Path)):
         settings = ModelConfig(allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
@@ -60,21 +82,20 @@ def evaluate(
         model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if tokenizer is None:
         raise ConfigError("evaluate needs the tokenizer of a model that is given as an object.")
-    stream, num_bytes = _stream(texts, tokenizer)
-    if len(stream) < 2 or num_bytes == 0:
+    read = passages(texts, tokenizer, loss_on=loss_on)
+    stream, num_bytes = _stream(read, tokenizer)
+    tokens = sum(label != IGNORE_INDEX for label in stream.labels[1:])
+    if tokens == 0 or num_bytes <= 0:
         raise ConfigError(f"there is nothing to predict in the {len(texts)} texts given.")
-    begin = _beginning(tokenizer, stream)
     place = next(model.parameters()).device
+    windows = _windows(stream, sequence_length, _windows_at_once(model, sequence_length))
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            total = sum(
-                _loss_sum(model, window.to(place), begin) for window in _windows(stream, sequence_length)
-            )
+            total = sum(_loss_sum(model, inputs.to(place), targets.to(place)) for inputs, targets in windows)
     finally:
         model.train(was_training)
-    tokens = sum(token != begin for token in stream[1:])
     loss = total / tokens
     return Evaluation(
         loss=loss,
@@ -85,66 +106,108 @@ def evaluate(
     )
 
 
-def heldout_texts(blocks: BlockManager, config: TrainConfig, tokenizer: Any = None) -> list[str]:
-    """Texts that no worker trains: those at the end of the dataset that the configuration holds out.
+def passages(
+    texts: Sequence[str | Conversation | Sequence[Any]], tokenizer: Any, *, loss_on: LossOn = "assistant"
+) -> list[Passage]:
+    """The texts and conversations that are not empty, with what of them is to be predicted, ends included."""
+    items: list[str | Transcript] = []
+    for number, text in enumerate(texts):
+        if not text:
+            continue
+        if not isinstance(text, str):
+            chat = text if isinstance(text, Conversation) else Conversation(text)
+            spoken = loss_on == "assistant"
+            items.append(transcribe(chat, tokenizer, find_spoken=spoken, row=f"held-out text {number}"))
+        else:
+            items.append(text)
+    read = []
+    for item, document in zip(items, encode(items, tokenizer, loss_on=loss_on), strict=True):
+        if not document.input_ids:
+            continue
+        labels = list(document.labels)
+        if isinstance(item, str) and _begins(tokenizer, document.input_ids):
+            labels[0] = IGNORE_INDEX
+        counted = item if isinstance(item, str) else item.spoken_text if loss_on == "assistant" else item.text
+        read.append(
+            Passage(end_document(Document(document.input_ids, labels), tokenizer.eos_token_id), counted)
+        )
+    return read
 
-    At most ``evaluation.max_samples``; conversations are rendered by the template of ``tokenizer``. Raises ``ConfigError`` when an ``evaluation_dataset`` is configured, whose
-    rows are to be used instead.
-    """
-    if config.data.evaluation_dataset is not None:
-        raise ConfigError("data.evaluation_dataset is configured: its texts are the held-out ones.")
-    manifest = blocks.wait_complete()
-    sizes = [block.sample_count for block in manifest.blocks]
-    trained = training_samples(sizes, config)
-    wanted = min(config.evaluation.max_samples, config.data.heldout_samples)
-    column = config.data.text_column or blocks.text_column
-    texts: list[str] = []
-    for block_id, (start, size) in enumerate(zip(trained, sizes, strict=True)):
-        stop = min(size, start + wanted - len(texts))
-        rows = blocks.read_rows(block_id, start, stop)
-        texts += [as_text(row.get(column), tokenizer, row=start + n) for n, row in enumerate(rows)]
-        if len(texts) >= wanted:
-            break
-    return texts
 
-
-def _stream(texts: Sequence[str], tokenizer: Any) -> tuple[list[int], int]:
-    """All tokens in a row, and how many bytes those after the first stand for."""
-    used = [text for text in texts if text]
-    num_bytes = sum(len(text.encode()) for text in used)
-    ids = tokenizer(used, verbose=False)["input_ids"] if used else []
+def _stream(read: Sequence[Passage], tokenizer: Any) -> tuple[Document, int]:
+    """All passages in a row, and how many bytes what is predicted after the first token stands for."""
+    num_bytes = sum(len(passage.text.encode()) for passage in read)
+    ids = [token for passage in read for token in passage.document.input_ids]
+    labels = [label for passage in read for label in passage.document.labels]
+    if not ids or labels[0] == IGNORE_INDEX:
+        return Document(ids, labels), num_bytes
     end = tokenizer.eos_token_id
-    if ids and _beginning(tokenizer, ids[0]) is not None:
-        ends = () if end is None else (end,)
-        return [token for document in ids for token in (*document, *ends)], num_bytes
-    if end is None:
-        stream = [token for document in ids for token in document]
-        return stream, num_bytes - (len(tokenizer.decode(stream[:1]).encode()) if stream else 0)
-    return [end, *(token for document in ids for token in (*document, end))], num_bytes
+    if end is not None:
+        return Document([end, *ids], [IGNORE_INDEX, *labels]), num_bytes
+    return Document(ids, labels), num_bytes - len(tokenizer.decode(ids[:1]).encode())
 
 
-def _beginning(tokenizer: Any, document: Sequence[int]) -> int | None:
-    """The token that this tokenizer puts before each document, if it is told from the one at the end."""
+def _begins(tokenizer: Any, document: Sequence[int]) -> bool:
+    """Whether a document begins with a token for that, told from the one at the end."""
     begin = tokenizer.bos_token_id
-    starts = begin is not None and begin != tokenizer.eos_token_id and document[:1] == [begin]
-    return int(begin) if starts else None
+    return begin is not None and begin != tokenizer.eos_token_id and document[0] == begin
 
 
-def _windows(stream: Sequence[int], length: int) -> Iterator[Tensor]:
-    """Batches [B, length + 1]: inputs and, one later, targets; the last window is as long as what is left."""
-    full = (len(stream) - 1) // length
-    starts = [number * length for number in range(full)]
-    for first in range(0, full, WINDOWS_PER_BATCH):
-        rows = [stream[start : start + length + 1] for start in starts[first : first + WINDOWS_PER_BATCH]]
-        yield torch.tensor(rows)
-    if full * length < len(stream) - 1:
-        yield torch.tensor([stream[full * length :]])
+def _windows(stream: Document, length: int, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and, one later, targets, both [B, length]; the last window is as long as what is left."""
+    num_targets = len(stream.input_ids) - 1
+    full = num_targets // length
+
+    def window(start: int, stop: int) -> tuple[Sequence[int], Sequence[int]]:
+        return stream.input_ids[start:stop], stream.labels[start + 1 : stop + 1]
+
+    for first in range(0, full, at_once):
+        chosen = range(first, min(first + at_once, full))
+        inputs, targets = zip(*(window(n * length, (n + 1) * length) for n in chosen), strict=True)
+        yield torch.tensor(inputs), torch.tensor(targets)
+    if full * length < num_targets:
+        inputs_left, targets_left = window(full * length, num_targets)
+        yield torch.tensor([inputs_left]), torch.tensor([targets_left])
 
 
-def _loss_sum(model: nn.Module, window: Tensor, begin: int | None) -> float:
-    logits = model(input_ids=window[:, :-1], use_cache=False).logits
-    targets = window[:, 1:].flatten()
-    if begin is not None:
-        targets = targets.masked_fill(targets == begin, IGNORE_INDEX)
-    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum")
+def _windows_at_once(model: nn.Module, length: int) -> int:
+    return min(max(LOGITS_BYTES // _logits_bytes(model, length), 1), WINDOWS_PER_BATCH)
+
+
+def _logits_bytes(model: nn.Module, tokens: int) -> int:
+    config: Any = getattr(model, "config", None)
+    text_config = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return tokens * int(getattr(text_config, "vocab_size", 1)) * 4
+
+
+def _loss_sum(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    if _logits_bytes(model, inputs.numel()) > LOGITS_BYTES:
+        try:
+            return _rolled_out(model, inputs, targets)
+        except UnsupportedModelError as error:
+            logger.warning(f"all logits of {inputs.shape[1]:,} tokens are made at once: {error}")
+    logits = model(input_ids=inputs, use_cache=False).logits
+    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
     return float(losses.double())
+
+
+def _rolled_out(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+    """The same sum with the logits of one token chunk in memory at a time."""
+    from metaflow_hf.rollout.causal_lm import CausalLM
+    from metaflow_hf.rollout.passes import ChunkPasses, Plan
+    from metaflow_hf.rollout.probe import require
+    from metaflow_hf.rollout.sequence import TokenSequence
+
+    lm = CausalLM(model)
+    report = require(model, exact=False)
+    places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
+    chunk = max(LOGITS_BYTES // _logits_bytes(model, len(inputs)), 2)
+    plan = Plan(
+        chunk_size=chunk,
+        exact=False,
+        use_cpu_offload=False,
+        gradient_checkpointing=False,
+        ce_loss_fn=None,
+    )
+    sequence = TokenSequence(inputs, targets, None, places, IGNORE_INDEX)
+    return float(ChunkPasses(lm, sequence, plan, linear_head=report.linear_head).losses().double())

@@ -71,6 +71,7 @@ class RoundsLedger:
         self._alone = False
         self._window = 1
         self._tried: set[int] = set()
+        self._foreseen: int | None = None
 
     @property
     def base(self) -> ClosedRound:
@@ -109,6 +110,7 @@ class RoundsLedger:
         self.tokens = 0
         self._in_hand = None
         self._tried = set()
+        self._foreseen = None
         self._deadline = self._clock() + self._limits.seconds
         self._window = 1 if contributors == 1 else 2 * contributors
 
@@ -126,7 +128,7 @@ class RoundsLedger:
             return None
         self._tried.update(self._lineage.claims(self.base.number))
         first_try = True
-        while (position := self._choose(first_try=first_try)) is not None:
+        while (position := self._next(first_try=first_try)) is not None:
             first_try = False
             token = self._nonce()
             record = ClaimRecord(attempt=self.attempt, nonce=token)
@@ -139,12 +141,15 @@ class RoundsLedger:
                 continue
             if self._lineage.round(self.base.number + 1) is not None:
                 return None
-            span = self._order.locate(position)
-            self._in_hand = Claim(
-                span.block_id, span.chunk_id, span.start, span.stop, span.epoch, position, token
-            )
+            self._in_hand = self._claim_of(position, token)
             return self._in_hand
         return None
+
+    def foresee(self) -> Claim | None:
+        """What ``claim`` will try first in this round; nothing is claimed by that, and others may be faster."""
+        if self._foreseen is None:
+            self._foreseen = self._choose(first_try=False)
+        return None if self._foreseen is None else self._claim_of(self._foreseen, "")
 
     def record(self, claim: Claim, *, tokens: int) -> None:
         """Notes how many tokens a claim had, before it is completed."""
@@ -207,6 +212,17 @@ class RoundsLedger:
 
     def start_new_epoch(self) -> None:
         """Nothing: positions run over all epochs."""
+
+    def _next(self, *, first_try: bool) -> int | None:
+        """The position foreseen, unless somebody else has it by now; else a fresh choice."""
+        position, self._foreseen = self._foreseen, None
+        if position is not None and position not in self._tried:
+            return position
+        return self._choose(first_try=first_try)
+
+    def _claim_of(self, position: int, token: str) -> Claim:
+        span = self._order.locate(position)
+        return Claim(span.block_id, span.chunk_id, span.start, span.stop, span.epoch, position, token)
 
     def _unsettled(self) -> Positions:
         manifest = self.base.manifest

@@ -110,6 +110,12 @@ def load_weights(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
             parameter.copy_(tensors[name])
 
 
+def known_positions(model: nn.Module) -> int | None:
+    """The positions that the model knows, if its configuration says."""
+    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return known if isinstance(known, int) else None
+
+
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype in which the layers compute: ``auto`` is bf16 on a GPU that has it, else fp32."""
     if config.dtype == "bfloat16":

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,7 +39,8 @@ def make_plan(
     """The plan of a started lineage. Tokens are estimated from some rows of the dataset, steps from tokens."""
     parameters, trained = _count_parameters(model_dir, config)
     samples = int(spec.order["num_samples"])
-    per_sample = _tokens_per_sample(training, model_dir, config)
+    sampled = _sample(training, model_dir, config)
+    per_sample = sampled.tokens_per_sample
     available = round(samples * config.data.epochs * per_sample)
     tokens = min(available, spec.max_tokens or available)
     per_claim = per_sample * spec.order["claim_samples"]
@@ -70,7 +72,7 @@ def make_plan(
         sequence_length=config.data.sequence_length,
         memory_bytes=trained * BYTES_PER_TRAINED_PARAMETER + (parameters - trained) * 4,
         lineage=spec.lineage,
-        notes=tuple(_notes(spec, tokens, per_claim, available, workers)),
+        notes=(*_notes(spec, tokens, per_claim, available, workers), *sampled.notes(config)),
     )
 
 
@@ -78,6 +80,25 @@ def _rounds(tokens: int, per_claim: float, speed: float, config: TrainConfig) ->
     """A round lasts until its time box is over, and then to the end of the claim in hand."""
     claims = math.ceil(config.rounds.seconds * speed / per_claim)
     return math.ceil(tokens / (claims * per_claim * config.rounds.workers))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """What some rows of the dataset say about all."""
+
+    documents: int
+    long_documents: int
+    tokens_per_sample: float
+
+    def notes(self, config: TrainConfig) -> list[str]:
+        policy = config.data.long_documents
+        if not self.long_documents or policy == "split":
+            return []
+        share = math.ceil(100 * self.long_documents / self.documents)
+        what = "are left out" if policy == "drop" else "are cut off there"
+        length = config.data.sequence_length
+        note = f"about {share} % of the documents are longer than data.sequence_length = {length:,} tokens and {what}"
+        return [f"{note} (data.long_documents: {policy})."]
 
 
 def check_length(model_dir: Path, config: TrainConfig) -> None:
@@ -88,6 +109,14 @@ def check_length(model_dir: Path, config: TrainConfig) -> None:
         raise ConfigError(
             f"data.sequence_length = {config.data.sequence_length:,} is more than the {limits[0]:,} positions of "
             f"{config.model.repo_id}: lower it."
+        )
+    use, chunk = config.rollout.use_chunked_training, config.rollout.chunk_size
+    too_long = chunk != "auto" and config.data.sequence_length > chunk
+    if config.data.packing == "isolated" and use is not False and too_long:
+        raise ConfigError(
+            f"data.packing: isolated puts several documents into a sequence, and a sequence longer than "
+            f"rollout.chunk_size = {chunk:,} must hold one: set data.packing to true, or "
+            "rollout.use_chunked_training to false."
         )
 
 
@@ -100,18 +129,35 @@ def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
 
 
-def _tokens_per_sample(blocks: BlockManager, model_dir: Path, config: TrainConfig) -> float:
-    """Mean tokens of a sample with its end, from rows spread over the first blocks."""
+def _sample(blocks: BlockManager, model_dir: Path, config: TrainConfig) -> _Sample:
+    """Documents of rows spread over the first blocks, with the mean tokens (ends included) that a row trains."""
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    data = config.data
     rows: list[dict[str, Any]] = []
     sizes = [block.sample_count for block in blocks.manifest.blocks][:4]
     for block_id, size in enumerate(sizes):
         rows += blocks.read_rows(block_id, 0, min(size, SAMPLED_ROWS // len(sizes)))
-    documents = encode_rows(rows, tokenizer, text_column=config.data.text_column or blocks.text_column)
+    documents = encode_rows(
+        rows,
+        tokenizer,
+        text_column=data.text_column or blocks.text_column,
+        loss_on=data.loss_on,
+        on_bad_row=data.on_bad_row,
+    )
     if not documents:
-        return 0.0
-    counted = sum(sum(label != IGNORE_INDEX for label in document.labels) + 1 for document in documents)
-    return counted / len(documents)
+        return _Sample(0, 0, 0.0)
+    # Whole documents have no length that is too long.
+    limit = math.inf if config.rollout.use_chunked_training is True else data.sequence_length
+    counted, long = 0, 0
+    for document in documents:
+        labels, is_long = document.labels, len(document.input_ids) + 1 > limit
+        long += is_long
+        if is_long and data.long_documents == "drop":
+            continue
+        if is_long and data.long_documents == "truncate":
+            labels = labels[: data.sequence_length - 1]
+        counted += sum(label != IGNORE_INDEX for label in labels) + 1
+    return _Sample(len(documents), long, counted / len(documents))
 
 
 def _notes(spec: Spec, tokens: int, per_claim: float, available: int, workers: int) -> list[str]:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from metaflow_hf.store.probing import probe
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, this_process
+from metaflow_hf.train.heldout import heldout_keys
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, trained_parameters
 from metaflow_hf.train.records import Payload, Round, Spec
@@ -103,11 +105,12 @@ def train_worker(
         config,
         text_column=config.data.text_column or blocks.text_column,
         device=place,
+        held_out=heldout_keys(blocks, config),
         progress=heartbeat.progress,
     )
     plan = _plan(config, spec, order)
     with tempfile.TemporaryDirectory(prefix="worker-") as scratch:
-        assemble_worker(
+        worker = assemble_worker(
             plan=plan,
             lineage=target,
             blocks=blocks,
@@ -123,7 +126,10 @@ def train_worker(
             clock=clock,
             sleep=sleep,
             rng=rng,
-        ).run()
+        )
+        trainer.foresee = worker.ledger.foresee
+        with closing(trainer):
+            worker.run()
 
 
 def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:

@@ -150,6 +150,8 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
             "sequence_length": config.data.sequence_length,
             "batch_size": config.data.batch_size,
             "packing": config.data.packing,
+            "long_documents": config.data.long_documents,
+            "loss_on": config.data.loss_on,
             "text_column": config.data.text_column,
         },
         "rollout": {

@@ -52,10 +52,10 @@ def tokens_per_second(model_dir: Path, config: TrainConfig, *, parameters: int) 
 
 def config_token_chunk(config: TrainConfig) -> int:
     """Sequences longer than this go through the chunked rollout, whose speed is another one."""
-    from metaflow_hf.train.trainer import TOKEN_CHUNK
+    from metaflow_hf.data.sizes import DEFAULT_TOKENS
 
     size = config.rollout.chunk_size
-    return TOKEN_CHUNK if size == "auto" else size
+    return DEFAULT_TOKENS if size == "auto" else size
 
 
 def _step_seconds(model: torch.nn.Module, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> float:

@@ -10,27 +10,29 @@ import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data.batches import Batch, Document, encode_rows, make_batches
+from metaflow_hf.data.batches import Batch
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.sizes import token_chunk_size
 from metaflow_hf.errors import NonFiniteLoss
 from metaflow_hf.store.objects import Digest
 from metaflow_hf.train.delta import delta_layouts, encode_delta
+from metaflow_hf.train.feed import Feed, RowReader
 from metaflow_hf.train.inner import inner_layouts, inner_tensors, load_inner
-from metaflow_hf.train.models import compute_dtype, load_weights, trained_parameters
+from metaflow_hf.train.isolation import require_isolation
+from metaflow_hf.train.models import compute_dtype, known_positions, load_weights, trained_parameters
 from metaflow_hf.train.records import Encoding
 from metaflow_hf.train.tensors import TensorReader, write_tensors
 
 logger = logging.getLogger("metaflow_hf.train")
-
-TOKEN_CHUNK: Final = 2048
 
 LearningRate = Callable[[float, int], float]
 
@@ -73,14 +75,12 @@ class Trainer(Protocol):
         ...
 
 
-class RowReader(Protocol):
-    """Where the rows of a claim come from; ``BlockManager`` is one."""
-
-    def read_rows(self, block_id: int, start: int, stop: int) -> list[dict[str, Any]]: ...
-
-
 class ModelTrainer:
-    """The ``Trainer`` of a causal language model with AdamW."""
+    """The ``Trainer`` of a causal language model with AdamW.
+
+    ``foresee`` names the claim that will probably come next: its rows are read and tokenized in a thread while the
+    one in hand is trained. A wrong guess costs that work and changes nothing else. ``close`` ends the thread.
+    """
 
     def __init__(
         self,
@@ -92,17 +92,26 @@ class ModelTrainer:
         *,
         text_column: str,
         device: torch.device,
+        held_out: frozenset[bytes] = frozenset(),
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model.to(device).train()
+        if config.data.packing == "isolated":
+            require_isolation(self._model)
         # Every pass over a token chunk begins with its embeddings, so a long sequence is seen to move.
         embeddings: nn.Module = getattr(model, "get_input_embeddings", lambda: model)()
         embeddings.register_forward_hook(lambda *_: progress())
-        self._tokenizer = tokenizer
-        self._rows = rows
-        self._order = order
+        self._feed = Feed(
+            rows,
+            order,
+            tokenizer,
+            config,
+            text_column=text_column,
+            max_positions=known_positions(model),
+            held_out=held_out,
+        )
+        self.foresee: Callable[[], Claim | None] = lambda: None
         self._config = config
-        self._text_column = text_column
         self._device = device
         self._dtype = compute_dtype(config.model, device)
         self._parameters = trained_parameters(self._model)
@@ -117,7 +126,9 @@ class ModelTrainer:
                 load_inner(reader, self._parameters, self._optimizer)
 
     def train(self, claim: Claim, learning_rate: LearningRate) -> Iterator[Step]:
-        batches = [batch for batch in self.batches(claim) if batch.num_tokens]
+        batches = [batch for batch in self._feed.take(claim) if batch.num_tokens]
+        if (following := self.foresee()) is not None:
+            self._feed.prepare(following)
         tokens = 0
         seed_devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=seed_devices):
@@ -136,12 +147,11 @@ class ModelTrainer:
 
     def batches(self, claim: Claim) -> list[Batch]:
         """The batches of a claim: a function of its rows, the tokenizer and the configuration."""
-        rows = self._rows.read_rows(claim.block_id, claim.start, claim.stop)
-        ordered = [rows[index] for index in self._order.row_order(claim.position)]
-        documents = encode_rows(ordered, self._tokenizer, text_column=self._text_column)
-        if self._config.rollout.use_chunked_training is not True:
-            return self._cut(documents, "split")
-        return self._cut([piece for item in documents for piece in self._within_positions(item)], "rollout")
+        return self._feed.batches(claim)
+
+    def close(self) -> None:
+        """Ends the thread that works ahead; idempotent."""
+        self._feed.close()
 
     def keep(self) -> None:
         for name, parameter in self._parameters.items():
@@ -202,32 +212,18 @@ class ModelTrainer:
 
     def _is_rolled_out(self, batch: Batch) -> bool:
         use = self._config.rollout.use_chunked_training
-        return use is not False and batch.input_ids.shape[1] > self._token_chunk
+        # A cache does not keep isolated documents apart.
+        together = batch.position_ids is None
+        return use is not False and together and batch.input_ids.shape[1] > self._token_chunk
 
-    @property
+    @cached_property
     def _token_chunk(self) -> int:
-        size = self._config.rollout.chunk_size
-        return TOKEN_CHUNK if size == "auto" else size
-
-    def _within_positions(self, document: Document) -> Iterator[Document]:
-        """The document whole, or in pieces that (with their end) fit the positions that the model knows."""
-        known = getattr(getattr(self._model, "config", None), "max_position_embeddings", None)
-        length = max(known - 1, 1) if isinstance(known, int) else len(document.input_ids)
-        for start in range(0, len(document.input_ids), max(length, 1)):
-            piece = slice(start, start + length)
-            yield Document(document.input_ids[piece], document.labels[piece])
-
-    def _cut(self, documents: list[Document], long_documents: Any) -> list[Batch]:
-        data = self._config.data
-        return make_batches(
-            documents,
-            sequence_length=data.sequence_length,
-            batch_size=data.batch_size,
-            packing=data.packing,
-            eos_token_id=self._tokenizer.eos_token_id,
-            pad_token_id=self._tokenizer.pad_token_id,
-            long_documents=long_documents,
-        )
+        rollout = self._config.rollout
+        if rollout.chunk_size != "auto":
+            return rollout.chunk_size
+        on_gpu = self._device.type == "cuda"
+        memory = torch.cuda.get_device_properties(self._device).total_memory if on_gpu else None
+        return token_chunk_size(memory, exact=rollout.gradient == "exact")
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:

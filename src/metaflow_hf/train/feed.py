@@ -1,0 +1,156 @@
+"""A worker's batches: from the rows of a claim, ahead of time in a thread where the next claim is foreseen."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.batches import Batch, Document, LeftOut, encode_rows, make_batches
+from metaflow_hf.data.ledger import Claim
+from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.prefetch import Prefetcher
+from metaflow_hf.train.heldout import key_of, value_of
+
+logger = logging.getLogger("metaflow_hf.train")
+
+
+class RowReader(Protocol):
+    """Where the rows of a claim come from; ``BlockManager`` is one."""
+
+    def read_rows(self, block_id: int, start: int, stop: int) -> list[dict[str, Any]]: ...
+
+
+@dataclass(slots=True)
+class Prepared:
+    """What one claim is trained on, and what of it is not: too long, or a copy of a held-out text."""
+
+    batches: list[Batch]
+    left_out: LeftOut = field(default_factory=LeftOut)
+    copies: int = 0
+
+
+class Feed:
+    """Batches of claims: a function of rows, tokenizer and configuration, whoever asks and whenever.
+
+    At most one claim is made ready ahead of the one that is trained, so memory holds the batches of two. Rows whose
+    key is in ``held_out`` are not trained; ``max_positions`` are those that the model knows.
+    """
+
+    def __init__(
+        self,
+        rows: RowReader,
+        order: ClaimOrder,
+        tokenizer: Any,
+        config: TrainConfig,
+        *,
+        text_column: str,
+        max_positions: int | None = None,
+        held_out: frozenset[bytes] = frozenset(),
+    ) -> None:
+        self._rows = rows
+        self._order = order
+        self._tokenizer = tokenizer
+        self._config = config
+        self._text_column = text_column
+        self._max_positions = max_positions
+        self._held_out = held_out
+        self._ahead: tuple[int, Prefetcher[Prepared]] | None = None
+        self.left_out = LeftOut()
+        self.copies = 0
+
+    def batches(self, claim: Claim) -> list[Batch]:
+        """The batches of a claim, made on the spot. Raises ``BadRowError`` and the store's errors."""
+        return self._prepare(claim).batches
+
+    def prepare(self, claim: Claim) -> None:
+        """Begins to make the batches of a claim in a thread; what was made ready for another one is dropped."""
+        if self._ahead is not None and self._ahead[0] == claim.position:
+            return
+        self.close()
+        self._ahead = (claim.position, Prefetcher(map(self._prepare, (claim,))))
+
+    def take(self, claim: Claim) -> list[Batch]:
+        """``batches``, without waiting where they were prepared; an error of the thread is raised here.
+
+        What is left out is added to ``left_out`` and ``copies``, and logged.
+        """
+        if self._ahead is not None and self._ahead[0] == claim.position:
+            (_, ahead), self._ahead = self._ahead, None
+            with ahead:
+                prepared = next(ahead)
+        else:
+            # One tokenizer must not be used by two threads.
+            self.close()
+            prepared = self._prepare(claim)
+        self._count(claim, prepared)
+        return prepared.batches
+
+    def close(self) -> None:
+        """Ends the thread and drops what nobody took; idempotent."""
+        if self._ahead is not None:
+            (_, ahead), self._ahead = self._ahead, None
+            ahead.close()
+
+    def _prepare(self, claim: Claim) -> Prepared:
+        rows = self._rows.read_rows(claim.block_id, claim.start, claim.stop)
+        numbers = [n for n in self._order.row_order(claim.position) if not self._is_copy(rows[n])]
+        documents = encode_rows(
+            [rows[number] for number in numbers],
+            self._tokenizer,
+            text_column=self._text_column,
+            loss_on=self._config.data.loss_on,
+            on_bad_row=self._config.data.on_bad_row,
+            name_row=lambda index: f"block {claim.block_id}, row {claim.start + numbers[index]}",
+        )
+        prepared = Prepared([], copies=len(rows) - len(numbers))
+        data = self._config.data
+        policy: Any = data.long_documents
+        if self._config.rollout.use_chunked_training is True:
+            documents = [piece for item in documents for piece in self._known(item, prepared.left_out)]
+            policy = "rollout"
+        prepared.batches = make_batches(
+            documents,
+            sequence_length=data.sequence_length,
+            batch_size=data.batch_size,
+            packing=data.packing,
+            eos_token_id=self._tokenizer.eos_token_id,
+            pad_token_id=self._tokenizer.pad_token_id,
+            long_documents=policy,
+            left_out=prepared.left_out,
+        )
+        return prepared
+
+    def _is_copy(self, row: dict[str, Any]) -> bool:
+        if not self._held_out:
+            return False
+        value = value_of(row, self._text_column)
+        return value is not None and key_of(value) in self._held_out
+
+    def _known(self, document: Document, left_out: LeftOut) -> Iterator[Document]:
+        """The document whole, or what the policy makes of it where it (with its end) exceeds the known positions."""
+        total = len(document.input_ids)
+        length = max(self._max_positions - 1, 1) if self._max_positions is not None else max(total, 1)
+        policy = self._config.data.long_documents
+        if total <= length or policy == "split":
+            yield from (document.cut(start, start + length) for start in range(0, total, length))
+            return
+        kept = length if policy == "truncate" else 0
+        left_out.documents, left_out.tokens = left_out.documents + 1, left_out.tokens + total - kept
+        if kept:
+            yield document.cut(0, kept)
+
+    def _count(self, claim: Claim, prepared: Prepared) -> None:
+        found, total = prepared.left_out, self.left_out
+        total.documents, total.tokens = total.documents + found.documents, total.tokens + found.tokens
+        self.copies += prepared.copies
+        if found.documents:
+            logger.info(
+                f"position {claim.position}: data.long_documents: {self._config.data.long_documents} left out "
+                f"{found.tokens:,} tokens of {found.documents:,} documents ({total.tokens:,} of {total.documents:,} so far)"
+            )
+        if prepared.copies:
+            logger.info(
+                f"position {claim.position}: {prepared.copies:,} rows are copies of held-out texts and not trained "
+                f"({self.copies:,} so far)"
+            )
