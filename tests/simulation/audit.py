@@ -15,7 +15,7 @@ class Auditor:
 
     def __init__(self, num_positions: int) -> None:
         self._num_positions = num_positions
-        self._digests: list[str] = []
+        self.digests: list[str] = []
         self._seen: list[bytes] = []
         self.manifests: list[Manifest] = []
 
@@ -31,7 +31,7 @@ class Auditor:
                 continue
             self._check(number, json.loads(content), objects)
             self._seen.append(content)
-            self._digests.append(hashlib.sha256(content).hexdigest())
+            self.digests.append(hashlib.sha256(content).hexdigest())
 
     @property
     def newest(self) -> Manifest:
@@ -51,7 +51,7 @@ class Auditor:
         self.manifests.append(manifest)
 
     def _check_step(self, parent: Manifest, manifest: Manifest, done: set[int]) -> None:
-        assert manifest["parent"] == self._digests[-1], "the chain is broken"
+        assert manifest["parent"] == self.digests[-1], "the chain is broken"
         assert not parent["final"], "a final round has a successor"
         assert expand(parent["skipped"]) <= expand(manifest["skipped"])
         before, added = expand(parent["done"]), set()

@@ -3,7 +3,7 @@
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,12 +50,19 @@ def play_random(seed: int, *, kind: type[World] = World, scenario: Scenario | No
 class Dice:
     """A scheduler that throws dice at every turn."""
 
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(
+        self,
+        dice: random.Random,
+        *,
+        faults: Sequence[str] | None = None,
+        num_faults: int | None = None,
+        rate: float | None = None,
+    ) -> None:
         self._dice = dice
-        self._faults_left = dice.randint(0, 8)
-        self._rate = dice.choice([0.003, 0.01, 0.03])
         # Some worlds are dominated by one kind of fault.
-        self._faults = dice.choice([FAULTS, FAULTS, (dice.choice(FAULTS),)])
+        self._faults = faults or dice.choice([FAULTS, FAULTS, (dice.choice(FAULTS),)])
+        self._faults_left = dice.randint(0, 8) if num_faults is None else num_faults
+        self._rate = rate or dice.choice([0.003, 0.01, 0.03])
 
     def play(self, world: World) -> None:
         dice = self._dice

@@ -33,7 +33,7 @@ from .stores import SimStore
 from .trainers import Counter, PoisonedRow
 
 TURN_SECONDS = 0.001
-MAX_TURNS = 60_000
+MAX_TURNS = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
