@@ -4,51 +4,27 @@ A line of JSON is kept byte for byte once it is known to be one valid object wit
 is encoded. What cannot be kept exactly is refused by row number and column, or skipped where that was asked.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import compress, count
+from operator import itemgetter
 from typing import Any, Final, cast
 
 import msgspec
+import numpy as np
 
-from metaflow_hf.data.manifest import Cursor, OnBadRow
+from metaflow_hf.data.manifest import OnBadRow
+from metaflow_hf.data.rows import EncodedRows, Ends, InputLines, InputRow, InputRows, Unreadable, line_ends
 from metaflow_hf.errors import BadRowError
+
+__all__ = ["BLANKS", "EncodedRows", "InputLines", "InputRow", "InputRows", "RowEncoder", "Unreadable"]
 
 # What JSON calls white space: a text of nothing else says nothing.
 BLANKS: Final = " \t\r\n"
 _LINE_BLANKS: Final = BLANKS.encode()
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """In the place of a row that its file's reader could not read, and why."""
-
-    reason: str
-
-
-InputRow = bytes | Mapping[str, Any] | Unreadable
-
-
-@dataclass(frozen=True, slots=True)
-class InputRows:
-    """Consecutive rows of one source file: lines of JSON as bytes, rows of Python values, or unreadable ones.
-
-    ``name`` and ``first_row`` say where they are, for people; ``after(n)`` is the cursor behind the first ``n``.
-    """
-
-    rows: Sequence[InputRow]
-    name: str
-    first_row: int
-    after: Callable[[int], Cursor]
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedRows:
-    """The kept lines, without line ends; ``consumed[i]`` input rows were used up to and with line ``i``."""
-
-    lines: Sequence[bytes]
-    consumed: Sequence[int]
-    total_consumed: int
-    after: Callable[[int], Cursor]
+_OPENING, _CLOSING = ord("{"), ord("}")
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class RowEncoder:
@@ -58,20 +34,20 @@ class RowEncoder:
         self._text_column = text_column
         self._ascii_only = ascii_only
         self._on_bad_row = on_bad_row
-        self._decode = msgspec.json.Decoder(dict[str, Any]).decode
+        decoder = msgspec.json.Decoder(dict[str, Any])
+        self._decode, self._decode_lines = decoder.decode, decoder.decode_lines
         self._encode = msgspec.json.Encoder().encode
+        self.plain_line = _plain_encoder(text_column, self._encode) if not ascii_only else _no_line
 
-    def encode(self, batch: InputRows) -> EncodedRows:
+    def encode(self, batch: InputRows | InputLines) -> EncodedRows:
         """Raises ``BadRowError`` naming file, row and column, unless bad rows are to be skipped."""
-        lines: Sequence[bytes | None] | None = self._keep_plain_lines(batch.rows)
-        if lines is None:
-            first, name = batch.first_row, batch.name
-            lines = [self.encode_row(row, name, first + number) for number, row in enumerate(batch.rows)]
-        total = len(lines)
-        if None not in lines:
-            return EncodedRows(cast("Sequence[bytes]", lines), range(1, total + 1), total, batch.after)
-        kept = [(line, number) for number, line in enumerate(lines, 1) if line is not None]
-        return EncodedRows([line for line, _ in kept], [n for _, n in kept], total, batch.after)
+        if isinstance(batch, InputLines):
+            kept = self._keep_good_lines(batch)
+            if kept is not None:
+                return kept
+        first, name = batch.first_row, batch.name
+        lines = [self.encode_row(row, name, first + number) for number, row in enumerate(batch.rows)]
+        return _only_kept(lines, [line is not None for line in lines], batch)
 
     def encode_row(self, row: InputRow, name: str, number: int) -> bytes | None:
         """The line of one row, row ``number`` of ``name``; ``None`` for one to be skipped. Raises as ``encode``."""
@@ -80,7 +56,7 @@ class RowEncoder:
                 return self._keep_line(row)
             if isinstance(row, Unreadable):
                 raise _Refused(row.reason)
-            return self._encode_values(row)
+            return self.plain_line(row) or self._encode_values(row)
         except _Refused as refusal:
             if self._on_bad_row == "skip":
                 return None
@@ -89,19 +65,40 @@ class RowEncoder:
                 "on_bad_row='skip'."
             ) from refusal.__cause__
 
-    def _keep_plain_lines(self, rows: Sequence[InputRow]) -> list[bytes] | None:
-        """What nearly every batch of JSON lines is: one good object with text a line. ``None`` for any other."""
-        if self._ascii_only or set(map(type, rows)) != {bytes}:
+    def _keep_good_lines(self, batch: InputLines) -> EncodedRows | None:
+        """What nearly every batch of lines is: one good object a line, seldom one without text. ``None`` for others.
+
+        All objects are decoded at once, which is several times faster than line by line.
+        """
+        data = batch.data.replace(b"\r\n", b"\n") if b"\r" in batch.data else batch.data
+        ends = batch.ends if data is batch.data else line_ends(data)
+        if not len(ends) or not _is_framed(data, ends):
             return None
-        lines = [row.strip(_LINE_BLANKS) for row in cast("Sequence[bytes]", rows)]
-        column = self._text_column
         try:
-            texts: list[Any] = [row.get(column) for row in map(self._decode, lines)]
-        except (msgspec.DecodeError, UnicodeDecodeError):
+            rows = self._decode_lines(data)
+        except _NOT_JSON:
             return None
-        if set(map(type, texts)) == {str} and all(texts) and not any(map(str.isspace, texts)):
-            return lines
-        return None
+        if len(rows) != len(ends):
+            return None
+        try:
+            texts = list(map(itemgetter(self._text_column), rows))
+        except KeyError:
+            texts = [row.get(self._text_column) for row in rows]
+        if self._are_texts(texts):
+            return EncodedRows(data, ends, range(1, len(rows) + 1), len(rows), batch.after)
+        try:
+            keep = list(map(self._has_text, texts))
+        except _Refused:
+            return None
+        return _only_kept(data.split(b"\n"), keep, batch)
+
+    def _are_texts(self, texts: list[Any]) -> bool:
+        return (
+            set(map(type, texts)) == {str}
+            and all(texts)
+            and not any(map(str.isspace, texts))
+            and (not self._ascii_only or all(map(str.isascii, texts)))
+        )
 
     def _keep_line(self, line: bytes) -> bytes | None:
         stripped = line.strip(_LINE_BLANKS)
@@ -109,23 +106,22 @@ class RowEncoder:
             return None
         try:
             row = self._decode(stripped)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _NOT_JSON as error:
             raise _Refused(f"not a JSON object: {error}") from error
-        return stripped if self._has_text(row) else None
+        return stripped if self._has_text(row.get(self._text_column)) else None
 
     def _encode_values(self, row: Mapping[str, Any]) -> bytes | None:
-        if not self._has_text(row):
+        if not self._has_text(row.get(self._text_column)):
             return None
         if not _PLAIN.issuperset(map(type, row.values())):
             for column, value in row.items():
-                _refuse_bytes(value, column)
+                _refuse_unlike_json(value, column)
         try:
             return self._encode(row)
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise _Refused(f"column {self._culprit(row)!r} cannot be stored as JSON: {error}") from error
 
-    def _has_text(self, row: Mapping[str, Any]) -> bool:
-        text = row.get(self._text_column)
+    def _has_text(self, text: Any) -> bool:
         if isinstance(text, str):
             if not text or (text[0] in BLANKS and not text.strip(BLANKS)):
                 return False
@@ -145,19 +141,61 @@ class RowEncoder:
         return "?"
 
 
+def _no_line(_: Any) -> None:
+    return None
+
+
+def _plain_encoder(text_column: str, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
+    """Encodes a row that is what most are: text that is surely kept, beside values that JSON surely keeps.
+
+    ``None`` for others. Called for each row, so everything it needs is at hand.
+    """
+    plain = _PLAIN.issuperset
+
+    def encode_plain(row: dict[str, Any]) -> bytes | None:
+        text = row.get(text_column)
+        if text.__class__ is str and text[:1] not in BLANKS and plain(map(type, row.values())):
+            try:
+                return encode(row)
+            except (ValueError, OverflowError):
+                # Refused with its column, on the way of all other rows.
+                return None
+        return None
+
+    return encode_plain
+
+
 class _Refused(Exception):  # noqa: N818  never leaves this module
     """What is wrong with a row, without where it is."""
 
 
-_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+def _only_kept(
+    lines: Sequence[bytes | None], keep: Sequence[bool], batch: InputRows | InputLines
+) -> EncodedRows:
+    kept = cast("list[bytes]", list(compress(lines, keep)))
+    return EncodedRows.of(kept, list(compress(count(1), keep)), len(keep), batch.after)
 
 
-def _refuse_bytes(value: Any, column: str) -> None:
-    # msgspec would write them as base64, which no reader could tell from text.
-    if isinstance(value, (bytes, bytearray, memoryview)):
+def _is_framed(data: bytes, ends: Ends) -> bool:
+    """Whether every line begins with a brace and ends with one.
+
+    Then no valid object spans two lines: within one, a comma stands between two braces.
+    """
+    codes = np.frombuffer(data, np.uint8)
+    return bool(
+        codes[0] == _OPENING and np.all(codes[ends - 2] == _CLOSING) and np.all(codes[ends[:-1]] == _OPENING)
+    )
+
+
+def _refuse_unlike_json(value: Any, column: str) -> None:
+    """Refuses what msgspec would store as something else, which no reader could tell from what was meant."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _Refused(f"column {column!r} holds {value}, which JSON cannot keep")
+    elif isinstance(value, (bytes, bytearray, memoryview)):
         raise _Refused(f"column {column!r} holds bytes, which JSON cannot keep")
-    if isinstance(value, (list, tuple, Mapping)):
+    elif isinstance(value, (list, tuple, Mapping)):
         nested: Iterable[Any] = value.values() if isinstance(value, Mapping) else value
         for item in nested:
             if type(item) not in _PLAIN:
-                _refuse_bytes(item, column)
+                _refuse_unlike_json(item, column)

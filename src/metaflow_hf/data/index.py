@@ -36,6 +36,11 @@ class BlockIndex:
         """Size of the block as stored."""
         return self.offsets[-1]
 
+    @property
+    def memory_bytes(self) -> int:
+        """About how much memory the index takes."""
+        return 8 * (len(self.offsets) + len(self.checksums)) + 300
+
     def segments(self, start: int, stop: int) -> range:
         """The numbers of the segments that cover rows ``[start, stop)``."""
         return range(start // self.segment_rows, -(-stop // self.segment_rows))
@@ -106,9 +111,13 @@ class IndexBuilder:
 
     def add(self, data: bytes, rows: int) -> None:
         """The next segment, as it is stored."""
+        self.add_segment(len(data), zlib.crc32(data), rows)
+
+    def add_segment(self, size: int, checksum: int, rows: int) -> None:
+        """The next segment, of which size and crc32 are known."""
         self.num_rows += rows
-        self._offsets.append(self._offsets[-1] + len(data))
-        self._checksums.append(zlib.crc32(data))
+        self._offsets.append(self._offsets[-1] + size)
+        self._checksums.append(checksum)
 
     def finish(self) -> BlockIndex:
         return BlockIndex(self.num_rows, self._offsets, self._checksums)

@@ -6,15 +6,19 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
+import numpy as np
 
 from metaflow_hf.data.columns import find_text_column
-from metaflow_hf.data.encoding import EncodedRows, RowEncoder
-from metaflow_hf.data.manifest import BlockManifest, Compression, Cursor, DatasetSpec, OnBadRow
+from metaflow_hf.data.encoding import RowEncoder
+from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.records import read_commit, read_completion
+from metaflow_hf.data.rows import AfterRow, EncodedRows
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
 from metaflow_hf.store import ObjectStore, open_store
 
-_FLUSH_ROWS: Final = 250
+# What waits in memory to be written together; what a line costs there besides its bytes.
+_FLUSH_BYTES: Final = 1024 * 1024
+_LINE_BYTES: Final = 64
 
 
 class StreamingBlockWriter:
@@ -58,10 +62,12 @@ class StreamingBlockWriter:
         lease = hold_lease(self._store, ttl=lease_seconds)
         assert lease is not None, "without a condition to wait for, the lease is ours in the end"
         self._lease = lease
+        # Lines that wait, how many of them stood before each row that was skipped, and for how much there is room.
         self._lines: list[bytes] = []
-        self._consumed: list[int] = []
+        self._skips: list[int] = []
+        self._room = _FLUSH_BYTES
+        self._block_room = 0
         self._first = 0
-        self._num_rows = 0
         self._wants_more = True
         self._writer: DatasetWriter | None = None
         self._encoder: RowEncoder | None = None
@@ -76,7 +82,7 @@ class StreamingBlockWriter:
     @property
     def next_cursor(self) -> int:
         """How many calls of ``write``, counted over all runs, are committed or under way in this run."""
-        return self._first + self._num_rows
+        return self._first + len(self._lines) + len(self._skips)
 
     def write(self, row: Mapping[str, Any] | str) -> None:
         """Adds one row; a plain string is a row with the column ``text``.
@@ -89,12 +95,16 @@ class StreamingBlockWriter:
         encoder = self._encoder
         if encoder is None:
             encoder = self._begin(find_text_column([values], named=None, where=self._spec.dataset_name))
-        line = encoder.encode_row(values, self._spec.dataset_name, self._first + self._num_rows)
-        self._num_rows += 1
-        if line is not None:
+        line = encoder.plain_line(values) or encoder.encode_row(
+            values, self._spec.dataset_name, self.next_cursor
+        )
+        if line is None:
+            self._skips.append(len(self._lines))
+            self._room -= _LINE_BYTES
+        else:
             self._lines.append(line)
-            self._consumed.append(self._num_rows)
-        if self._num_rows == _FLUSH_ROWS:
+            self._room -= len(line) + _LINE_BYTES
+        if self._room < 0 or len(self._lines) == self._block_room:
             self._flush()
 
     def close(self) -> BlockManifest:
@@ -130,20 +140,21 @@ class StreamingBlockWriter:
         spec = msgspec.structs.replace(self._spec, text_column=text_column)
         self._writer = DatasetWriter(self._store, spec, lease=self._lease)
         self._first = self._writer.cursor.row
+        self._block_room = self._writer.block_room
         self._encoder = RowEncoder(text_column or "text", on_bad_row=spec.on_bad_row)
         return self._encoder
 
     def _flush(self) -> None:
-        if self._writer is None or not self._num_rows:
+        total = len(self._lines) + len(self._skips)
+        if self._writer is None or not total:
             return
-        batch = EncodedRows(self._lines, self._consumed, self._num_rows, _cursor_after(self._first))
+        numbers = np.arange(len(self._lines))
+        consumed = (numbers + 1 + np.searchsorted(self._skips, numbers, side="right")).tolist()
+        batch = EncodedRows.of(self._lines, consumed, total, AfterRow(0, self._first))
         self._wants_more = self._writer.append(batch)
-        self._first += self._num_rows
-        self._lines, self._consumed, self._num_rows = [], [], 0
-
-
-def _cursor_after(row: int) -> Any:
-    return lambda n: Cursor(row=row + n)
+        self._first += total
+        self._lines, self._skips, self._room = [], [], _FLUSH_BYTES
+        self._block_room = self._writer.block_room
 
 
 def _stored_text_column(store: ObjectStore) -> str | None:

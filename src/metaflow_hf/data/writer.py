@@ -12,27 +12,23 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from itertools import accumulate, islice
-from pathlib import Path
-from typing import BinaryIO, Final
-from urllib.parse import unquote, urlsplit
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import msgspec
-import zstandard
+import numpy as np
 
-from metaflow_hf.data.encoding import EncodedRows
-from metaflow_hf.data.index import SEGMENT_ROWS, IndexBuilder
 from metaflow_hf.data.manifest import (
     BlockEntry,
     BlockManifest,
     Commit,
     Completion,
-    Compression,
     Cursor,
     DatasetSpec,
     block_name,
 )
+from metaflow_hf.data.open_block import OpenBlock, remove_leftovers
 from metaflow_hf.data.records import (
     COMPLETE_KEY,
     MANIFEST_KEY,
@@ -42,9 +38,9 @@ from metaflow_hf.data.records import (
     read_completion,
     read_manifest,
 )
-from metaflow_hf.environment import node_cache_root
+from metaflow_hf.data.rows import EncodedRows
 from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch
-from metaflow_hf.store import Digest, ObjectStore
+from metaflow_hf.store import ObjectStore
 from metaflow_hf.store.leases import Lease, wait_for
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -85,9 +81,10 @@ class DatasetWriter:
         self._committed_bytes = 0
         self._is_full = False
         self._restore(manifest)
-        _remove_leftovers(store)
+        remove_leftovers(store)
         self._written_blocks, self._written_at = len(self._blocks), clock()
-        self._open = _OpenBlock(store, len(self._blocks), spec.compression)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="block writer")
+        self._open = self._begin_block()
 
     @property
     def is_complete(self) -> bool:
@@ -99,6 +96,11 @@ class DatasetWriter:
         return sum(block.sample_count for block in self._blocks) + self._open.rows
 
     @property
+    def block_room(self) -> int:
+        """How many rows are missing until the open block is full, and committed."""
+        return self.spec.block_size - self._open.rows
+
+    @property
     def total_bytes(self) -> int:
         """Bytes of JSON lines written so far, before compression, those of the open block included."""
         return self._committed_bytes + self._open.num_bytes
@@ -106,20 +108,21 @@ class DatasetWriter:
     def append(self, batch: EncodedRows) -> bool:
         """Takes the lines over and commits blocks that become full; ``False`` once the dataset has enough."""
         batch = self._within_limits(batch)
-        if batch.lines and (self.is_complete or self._is_closed_by_partial_block()):
+        total = len(batch.ends)
+        if total and (self.is_complete or self._is_closed_by_partial_block()):
             raise DatasetMismatch(
                 f"{self._store.uri} is complete with {self.total_samples} samples, but the source has more: it "
                 "changed since. Choose another directory."
             )
         taken = 0
-        while taken < len(batch.lines):
-            piece = batch.lines[taken : taken + self.spec.block_size - self._open.rows]
-            self._open.append(piece)
-            taken += len(piece)
-            if self._open.rows == self.spec.block_size:
+        while taken < total:
+            stop = min(total, taken + self.block_room)
+            self._open.append(batch.data, batch.ends, taken, stop)
+            taken = stop
+            if not self.block_room:
                 used = batch.consumed[taken - 1]
                 self._commit(batch.after(used), self._skipped + used - taken)
-        self._skipped += batch.total_consumed - len(batch.lines)
+        self._skipped += batch.total_consumed - total
         self.cursor = batch.after(batch.total_consumed)
         return not self._is_full
 
@@ -136,14 +139,18 @@ class DatasetWriter:
                 spec=self.spec,
             )
             self._create(COMPLETE_KEY, self._completion)
-        self._open.discard()
+        self.discard()
         manifest = self._manifest(is_complete=True)
         self._write_manifest(manifest)
         return manifest
 
     def discard(self) -> None:
-        """Drops the open block; what is committed stays."""
+        """Drops the open block; what is committed stays. Idempotent."""
         self._open.discard()
+        self._thread.shutdown()
+
+    def _begin_block(self) -> OpenBlock:
+        return OpenBlock(self._store, len(self._blocks), self.spec.compression, thread=self._thread)
 
     def _restore(self, manifest: BlockManifest | None) -> None:
         if manifest is not None and not self._blocks and self._completion is None:
@@ -164,18 +171,14 @@ class DatasetWriter:
             self._skipped = self._completion.skipped_rows
 
     def _within_limits(self, batch: EncodedRows) -> EncodedRows:
-        room = len(batch.lines)
+        total = room = len(batch.ends)
         if self.spec.max_rows is not None:
             room = min(room, self.spec.max_rows - self.total_samples)
         if self.spec.max_bytes is not None:
-            ends = accumulate((len(line) + 1 for line in batch.lines), initial=self.total_bytes)
-            room = min(room, sum(end <= self.spec.max_bytes for end in islice(ends, 1, None)))
-        if room == len(batch.lines):
-            self._is_full = self.total_samples + room == self.spec.max_rows
-            return batch
-        self._is_full = True
-        consumed = batch.consumed[:room]
-        return EncodedRows(batch.lines[:room], consumed, consumed[-1] if room else 0, batch.after)
+            left = self.spec.max_bytes - self.total_bytes
+            room = min(room, int(np.searchsorted(batch.ends, left, side="right")))
+        self._is_full = room < total or self.total_samples + room == self.spec.max_rows
+        return batch if room == total else batch.first(room)
 
     def _is_closed_by_partial_block(self) -> bool:
         return bool(self._blocks) and self._blocks[-1].sample_count < self.spec.block_size
@@ -209,7 +212,7 @@ class DatasetWriter:
         self._create(commit_key(block.block_id), commit)
         self._open.discard()
         self._blocks.append(block)
-        self._open = _OpenBlock(self._store, len(self._blocks), self.spec.compression)
+        self._open = self._begin_block()
         manifest = self._manifest(is_complete=False)
         if self._is_manifest_due():
             self._write_manifest(manifest)
@@ -250,69 +253,3 @@ def check_block_size(samples_per_block: int) -> int:
     if samples_per_block < 1:
         raise ConfigError(f"samples_per_block must be at least 1, got {samples_per_block}.")
     return samples_per_block
-
-
-def _scratch_directory(store: ObjectStore) -> Path:
-    """Where the open block lies: beside the blocks if they are local, else in this node's cache."""
-    parts = urlsplit(store.uri)
-    if parts.scheme == "file":
-        return Path(unquote(parts.path)) / "blocks"
-    return node_cache_root() / "open" / hashlib.sha256(store.uri.encode()).hexdigest()[:32]
-
-
-def _remove_leftovers(store: ObjectStore) -> None:
-    """Removes the open blocks of killed writers; one that was only stopped then fails instead of committing."""
-    for path in _scratch_directory(store).glob(".block_*.open"):
-        path.unlink(missing_ok=True)
-
-
-class _OpenBlock:
-    """The block that is being written: a local file, its hash, and its sparse index."""
-
-    def __init__(self, store: ObjectStore, block_id: int, compression: Compression | None) -> None:
-        self.block_id = block_id
-        self.rows = 0
-        self.num_bytes = 0
-        self.path = _scratch_directory(store) / f".block_{block_id:05d}.open"
-        self._file: BinaryIO | None = None
-        self._index = IndexBuilder()
-        self._sha = hashlib.sha256()
-        self._pending: list[bytes] = []
-        self._compress = zstandard.ZstdCompressor(level=3).compress if compression else None
-
-    def append(self, lines: Sequence[bytes]) -> None:
-        self.rows += len(lines)
-        self.num_bytes += sum(map(len, lines)) + len(lines)
-        self._pending += lines
-        while len(self._pending) >= SEGMENT_ROWS:
-            segment, self._pending = self._pending[:SEGMENT_ROWS], self._pending[SEGMENT_ROWS:]
-            self._write(segment)
-
-    def close(self) -> tuple[Digest, int, bytes]:
-        """Digest, rows and index of the block, whose file is then ready to be uploaded."""
-        if self._pending:
-            self._write(self._pending)
-            self._pending = []
-        if self._file is not None:
-            self._file.close()
-        digest = Digest(sha256=self._sha.hexdigest(), size=self._index.size_bytes)
-        return digest, self._index.num_rows, self._index.finish().to_bytes()
-
-    def discard(self) -> None:
-        """Removes the local file. Idempotent."""
-        if self._file is not None:
-            self._file.close()
-            self.path.unlink(missing_ok=True)
-
-    def _write(self, lines: Sequence[bytes]) -> None:
-        data = b"\n".join(lines) + b"\n"
-        stored = self._compress(data) if self._compress else data
-        if self._file is None:
-            self._file = self._create_file()
-        self._sha.update(stored)
-        self._index.add(stored, len(lines))
-        self._file.write(stored)
-
-    def _create_file(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.path.open("xb")

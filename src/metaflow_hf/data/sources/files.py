@@ -8,8 +8,8 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
-from metaflow_hf.data.encoding import InputRows, Unreadable
 from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.rows import InputLines, InputRows, Unreadable
 from metaflow_hf.data.sources.readers import reader_for
 
 PEEK_ROWS: Final = 100
@@ -47,7 +47,7 @@ class FileSource:
                     return rows
         return []
 
-    def batches(self, cursor: Cursor) -> Generator[InputRows]:
+    def batches(self, cursor: Cursor) -> Generator[InputRows | InputLines]:
         for number in range(cursor.file, len(self.files)):
             file = self.files[number]
             begin = cursor if number == cursor.file else Cursor(file=number)

@@ -5,8 +5,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from metaflow_hf.data.encoding import InputRows
 from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.rows import InputLines, InputRows
 from metaflow_hf.errors import SelectionError
 
 HUB_SCHEME: Final = "hf://"
@@ -37,7 +37,7 @@ class Source(Protocol):
         """Some rows from the beginning, by which the text column is found; none for an empty dataset."""
         ...
 
-    def batches(self, cursor: Cursor) -> Generator[InputRows]:
+    def batches(self, cursor: Cursor) -> Generator[InputRows | InputLines]:
         """All rows from ``cursor`` on; close it when not all are wanted."""
         ...
 

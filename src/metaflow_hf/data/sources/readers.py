@@ -4,12 +4,12 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
-from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
 from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.rows import AfterLine, AfterRow, InputLines, InputRow, InputRows, Unreadable, line_ends
 from metaflow_hf.data.sources.compression import READ_BYTES, OpenableFile, damage_named, open_content
 from metaflow_hf.data.sources.documents import PARSERS, document_format, read_document
 from metaflow_hf.errors import ConfigError, SelectionError
@@ -22,7 +22,8 @@ _METADATA: Final = frozenset(
 )
 
 
-Reader = Callable[[OpenableFile, Cursor], Iterator[InputRows]]
+Batch = InputRows | InputLines
+Reader = Callable[[OpenableFile, Cursor], Iterator[Batch]]
 
 
 def reader_for(name: str) -> Reader:
@@ -47,17 +48,26 @@ def holds_rows(path: str) -> bool:
     return not is_metadata and file_format(path) is not None and document_format(path) is None
 
 
-def read_jsonl(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
-    """JSON lines as they are; goes on at the cursor's byte."""
-    yield from _read_lines(file, cursor, lambda lines: lines)
+def read_jsonl(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[InputLines]:
+    """JSON lines as they are; goes on at the cursor's byte. Byte ``stop``, behind a line feed, is the end."""
+    row, offset = cursor.row, cursor.offset
+    with open_content(file, offset) as stream:
+        if offset == 0 and stream.peek(len(_BOM)).startswith(_BOM):
+            offset = len(stream.read(len(_BOM)))
+        for data in _whole_lines(stream, None if stop is None else stop - offset):
+            ends = line_ends(data)
+            yield InputLines(data, ends, file.name, row, AfterLine(cursor.file, row, offset, ends))
+            row += len(ends)
+            offset += len(data)
 
 
-def read_text(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+def read_text(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     """One row per line, split at line feeds only, the text unchanged."""
-    yield from _read_lines(file, cursor, lambda lines: [_text_row(line) for line in lines])
+    for lines in read_jsonl(file, cursor):
+        yield InputRows(list(map(_text_row, lines.rows)), lines.name, lines.first_row, lines.after)
 
 
-def read_json(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+def read_json(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     """A JSON array, element by element; or JSON lines, which many files of this ending hold."""
     with open_content(file) as stream:
         first = stream.read(READ_BYTES).removeprefix(_BOM).lstrip()[:1]
@@ -67,13 +77,13 @@ def read_json(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
         yield from read_jsonl(file, cursor)
 
 
-def read_csv(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+def read_csv(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     """Cells stay text; the first line names the columns."""
     delimiter = "\t" if ".tsv" in file.name.lower() else ","
     yield from _read_rows(file, cursor, lambda stream, name: _csv_rows(stream, name, delimiter))
 
 
-def read_parquet(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+def read_parquet(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     """Row group by row group; goes on in the cursor's row group."""
     import pyarrow as pa
     import pyarrow.parquet
@@ -89,7 +99,7 @@ def read_parquet(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
             first += rows
 
 
-def read_arrow(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+def read_arrow(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     """The record batches of an Arrow stream, as ``datasets`` saves them."""
     import pyarrow as pa
     import pyarrow.ipc
@@ -121,34 +131,16 @@ READERS: Final[dict[str, Reader]] = {
 }
 
 
-def _read_lines(
-    file: OpenableFile, cursor: Cursor, convert: Callable[[list[bytes]], Sequence[InputRow]]
-) -> Iterator[InputRows]:
-    row, offset = cursor.row, cursor.offset
-    with open_content(file, offset) as stream:
-        if offset == 0 and stream.peek(len(_BOM)).startswith(_BOM):
-            offset = len(stream.read(len(_BOM)))
-        for lines in _split_lines(stream):
-            yield InputRows(convert(lines), file.name, row, _line_cursor(cursor.file, row, offset, lines))
-            row += len(lines)
-            offset += sum(map(len, lines)) + len(lines)
-
-
-def _line_cursor(file: int, row: int, offset: int, lines: list[bytes]) -> Callable[[int], Cursor]:
-    return lambda n: Cursor(file=file, row=row + n, offset=offset + sum(map(len, lines[:n])) + n)
-
-
-def _split_lines(stream: BinaryIO) -> Iterator[list[bytes]]:
-    rest: list[bytes] = []
-    while chunk := stream.read(READ_BYTES):
-        head, newline, tail = chunk.rpartition(b"\n")
-        if not newline:
-            rest.append(chunk)
-            continue
-        yield b"".join([*rest, head]).split(b"\n")
-        rest = [tail] if tail else []
-    if rest:
-        yield [b"".join(rest)]
+def _whole_lines(stream: io.BufferedReader, left: int | None) -> Iterator[bytes]:
+    """All of the stream, or its first ``left`` bytes, in pieces that end with a line feed."""
+    while data := stream.read(READ_BYTES if left is None else min(READ_BYTES, left)):
+        if not data.endswith(b"\n"):
+            data = b"".join([data, stream.readline()])
+        if not data.endswith(b"\n"):
+            # The last line of the file lacks its line feed.
+            data += b"\n"
+        left = None if left is None else left - len(data)
+        yield data
 
 
 def _text_row(line: bytes) -> InputRow:
@@ -166,12 +158,8 @@ def _read_rows(
         rows = islice(parse(stream, file.name), cursor.row, None)
         first = cursor.row
         while batch := list(islice(rows, BATCH_ROWS)):
-            yield InputRows(batch, file.name, first, _row_cursor(cursor.file, first))
+            yield InputRows(batch, file.name, first, AfterRow(cursor.file, first))
             first += len(batch)
-
-
-def _row_cursor(file: int, row: int) -> Callable[[int], Cursor]:
-    return lambda n: Cursor(file=file, row=row + n)
 
 
 def _array_elements(stream: BinaryIO, name: str) -> Iterator[InputRow]:
@@ -249,5 +237,5 @@ def _arrow_rows(batches: Iterator[Any], name: str, cursor: Cursor, first: int) -
         skip = min(max(cursor.row - first, 0), batch.num_rows)
         if skip < batch.num_rows:
             rows = batch.slice(skip).to_pylist()
-            yield InputRows(rows, name, first + skip, _row_cursor(cursor.file, first + skip))
+            yield InputRows(rows, name, first + skip, AfterRow(cursor.file, first + skip))
         first += batch.num_rows
