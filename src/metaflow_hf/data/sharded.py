@@ -83,6 +83,10 @@ class ShardedDataset:
             sizes=tuple(value["sizes"]),
         )
 
+    def num_bytes(self, shards: Sequence[int]) -> int:
+        """The bytes of these shards, as the source stores them."""
+        return sum(self.sizes[shard] for shard in shards)
+
     @property
     def key(self) -> str:
         """Where the dataset lies in the datastore; ``--dataset`` of a training takes it."""
@@ -109,12 +113,14 @@ class ShardedDataset:
         store: ObjectStore | None = None,
         *,
         progress: ShardProgress | None = None,
+        meter: Callable[[Source], Source] | None = None,
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         """Builds what is missing of these shards; complete ones cost one look each and no request to the hub.
 
         ``store`` is the dataset's root (default: under ``key`` in the running flow's datastore). ``progress`` is called
-        with the shard's number and its manifest so far, after each block and once for a shard that is complete.
+        with the shard's number and its manifest so far, after each block and once for a shard that is complete;
+        ``meter`` may put something that counts around the source of each.
         Raises ``DatasetMismatch`` when the source is not what the plan saw, ``BadRowError``, and the hub's errors.
         """
         root = store or default_store(self.spec)
@@ -127,7 +133,7 @@ class ShardedDataset:
         sources = self._open_shards() if missing else []
         for shard in missing:
             manifest = write_dataset(
-                sources[shard],
+                meter(sources[shard]) if meter else sources[shard],
                 self._shard_spec(sources[shard]),
                 _shard_store(root, shard),
                 progress=lambda manifest, shard=shard: _tell(progress, shard, manifest),  # type: ignore[misc]

@@ -65,7 +65,7 @@ class DownloadBar:
         with self._lock:
             bar = self._bars.get(event.name)
             if bar is None:
-                bar = self._bars[event.name] = _bar(event, self._file)
+                bar = self._bars[event.name] = byte_bar(event.name, event.total_bytes, self._file)
             bar.update(event.done_bytes - bar.n)
             if event.done_bytes >= event.total_bytes:
                 bar.close()
@@ -76,12 +76,11 @@ def progress_on(file: TextIO, say: Callable[[str], None]) -> OnEvent:
     return DownloadBar(file) if file.isatty() else DownloadLines(say)
 
 
-def _bar(event: DownloadProgress, file: TextIO) -> Any:
+def byte_bar(name: str, total_bytes: int | None, file: TextIO) -> Any:
+    """A bar of tqdm's that counts bytes; ``None`` where the total is not known."""
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    return tqdm(  # type: ignore[no-untyped-call]
-        total=event.total_bytes, unit="B", unit_scale=True, desc=event.name, file=file, leave=True
-    )
+    return tqdm(total=total_bytes, unit="B", unit_scale=True, desc=name, file=file, leave=True)  # type: ignore[no-untyped-call]
 
 
 def _line(event: DownloadProgress, seconds: float) -> str:
@@ -94,7 +93,7 @@ def _line(event: DownloadProgress, seconds: float) -> str:
     left = (event.total_bytes - event.done_bytes) / rate if rate > 0 else float("inf")
     return (
         f"Downloading {event.name}: {event.done_bytes / event.total_bytes:.0%} of "
-        f"{format_bytes(event.total_bytes)}, {format_bytes(rate)}/s, eta {_duration(left)}"
+        f"{format_bytes(event.total_bytes)}, {format_bytes(rate)}/s, eta {duration(left)}"
     )
 
 
@@ -107,7 +106,8 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``12 min 5 s``: how long something takes."""
     if seconds == float("inf"):
         return "unknown"
     minutes, rest = divmod(round(seconds), 60)
