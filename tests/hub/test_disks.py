@@ -1,12 +1,15 @@
 """Disks that are full or may not be written, under the node's cache and under the datastore."""
 
+import contextlib
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from metaflow_hf.errors import StoreUnavailable
 from metaflow_hf.store import open_store
+from metaflow_hf.store.eviction import trim
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.store.node_cache import NodeCache
 
@@ -75,3 +78,74 @@ def test_a_read_only_datastore_loads_and_does_not_store(
     assert snapshots(store=frozen).ensure(request_for()).key == reference.key
     with pytest.raises(StoreUnavailable, match="small/store"):
         snapshots(store=frozen, run="2").ensure(request_for())
+
+
+@pytest.fixture
+def full_disk(small_disk: Path) -> Path:
+    """A file system without room for another byte."""
+    with (small_disk / "fill").open("wb", buffering=0) as out, contextlib.suppress(OSError):
+        while True:
+            out.write(bytes(4096))
+    return small_disk
+
+
+def test_a_full_node_cache_is_not_taken_for_a_full_target_or_store(
+    own_hub, snapshots, request_for, small_disk: Path, tmp_path: Path
+):
+    reference = snapshots().ensure(request_for())
+    subprocess.run(["mount", "-o", "remount,size=400k", str(small_disk)], check=True)
+    node = NodeCache(small_disk / "node")
+    with pytest.raises(StoreUnavailable, match=r"the node cache .*small/node .*No space.*METAFLOW_HF_CACHE"):
+        snapshots(cache=node).load(reference, tmp_path / "out")
+    # Nothing half is left that would keep the disk full.
+    assert not list(small_disk.rglob("*.part"))
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    snapshots(cache=node).load(reference, tmp_path / "out")
+
+
+def test_work_directories_and_staging_say_which_disk_is_full(full_disk: Path, tmp_path: Path):
+    node = NodeCache(full_disk)
+    with pytest.raises(StoreUnavailable, match=r"the node cache .*small.*No space.*METAFLOW_HF_CACHE"):
+        node.new_work_dir("model")
+    assert list((full_disk / "work").iterdir()) == []
+    subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
+    with pytest.raises(StoreUnavailable, match=r"the node cache .*small.*Read-only.*METAFLOW_HF_CACHE"):
+        node.staging("a/b/c")
+    with pytest.raises(StoreUnavailable, match=r"small/mine cannot be written: Read-only.*temp_dir_root"):
+        NodeCache(tmp_path / "node").new_work_dir("model", root=full_disk / "mine")
+
+
+def test_a_full_disk_stops_no_task_that_is_done(full_disk: Path):
+    node = NodeCache(full_disk)
+    (full_disk / "trimmed").unlink(missing_ok=True)
+    assert trim(node, max_bytes=0) == 0
+
+
+def test_a_limit_on_file_sizes_is_a_full_disk(own_hub, snapshots, request_for, tmp_path: Path):
+    """A quota: the process may write small files only."""
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from metaflow_hf.hub.request import SnapshotRequest
+from metaflow_hf.hub.snapshots import Snapshots
+from metaflow_hf.store import open_store
+from metaflow_hf.store.node_cache import NodeCache
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+Snapshots(open_store(sys.argv[1]), NodeCache(Path(sys.argv[2]))).ensure(SnapshotRequest.of("acme/model"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "store"), str(tmp_path / "node")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("metaflow_hf.errors.StoreUnavailable: ")
+    assert "File too large. Make room there, or set METAFLOW_HF_CACHE" in last
+    assert not list((tmp_path / "store").glob("manifests/**/*.json"))
+    # Without the limit the work is finished.
+    store = open_store(tmp_path / "store")
+    assert snapshots(store=store, cache=NodeCache(tmp_path / "node")).ensure(request_for()).num_files == 7

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_hf.errors import ContentLost, IntegrityError, SelectionError
+from metaflow_hf.errors import ContentLost, IntegrityError, SelectionError, StoreUnavailable
 from metaflow_hf.store.models import find_manifest, load_directory
 from metaflow_hf.store.node_cache import NodeCache
 
@@ -148,7 +148,7 @@ def test_a_node_cache_that_root_changed_is_noticed(
     assert len(log) == 0
 
 
-@pytest.mark.parametrize("where", ["folder", "target", "dangling"])
+@pytest.mark.parametrize("where", ["folder", "target", "dangling", "circle"])
 def test_links_planted_in_a_path_of_the_user_lead_nowhere(
     snapshots, reference, read_tree, files, tmp_path: Path, where: str
 ):
@@ -162,6 +162,11 @@ def test_links_planted_in_a_path_of_the_user_lead_nowhere(
         assert read_tree(snapshots().load(reference, target)) == files | {"vocab.txt": b"theirs"}
         return
     target.mkdir()
+    if where == "circle":
+        (target / "tokenizer").symlink_to(target / "tokenizer")
+        with pytest.raises(StoreUnavailable, match=r"cannot be written to .*out"):
+            snapshots().load(reference, target)
+        return
     (target / "tokenizer").symlink_to(outside if where == "folder" else tmp_path / "nowhere")
     with pytest.raises(SelectionError, match=r"tokenizer.* link to .*(outside|nowhere)"):
         snapshots().load(reference, target)

@@ -14,7 +14,7 @@ from metaflow_hf.hub.records import RunContext
 from metaflow_hf.references import Reference
 from metaflow_hf.store.models import find_manifest, save_directory
 from metaflow_hf.store.node_cache import NodeCache, Verify
-from metaflow_hf.store.objects import ObjectStore
+from metaflow_hf.store.objects import ObjectStore, quote_part
 
 logger = logging.getLogger("metaflow_hf.hub")
 
@@ -129,7 +129,7 @@ class TaskModels:
     def _load(self, reference: Reference | Mapping[str, Any] | str, path: str | None, *, what: str) -> str:
         key, manifest = find_manifest(self._store, reference)
         label = str(manifest.about.get("label") or manifest.about.get("repo_id") or "model")
-        target = Path(path) if path is not None else self._directories.new(label.replace("/", "--")[:60])
+        target = Path(path) if path is not None else self._directories.new(quote_part(label)[:60])
         self._directories.claim(target, (file.path for file in manifest.files), what)
         load_manifest(
             self._store,

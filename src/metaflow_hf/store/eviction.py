@@ -52,8 +52,12 @@ def trim(
     mark = cache.root / "trimmed"
     if not force and mark.exists() and now() - mark.stat().st_mtime < BETWEEN_TRIMS_SECONDS:
         return 0
-    mark.touch()
-    os.utime(mark, (now(), now()))
+    try:
+        mark.touch()
+        os.utime(mark, (now(), now()))
+    except OSError as error:
+        # A full disk is the very reason to go on; one that may not be written says so where it matters.
+        logger.warning("the node cache %s cannot be written: %s", cache.root, error.strerror or error)
     _remove_leftovers(cache, now())
     if max_bytes is None:
         max_bytes = environment.node_cache_bytes()

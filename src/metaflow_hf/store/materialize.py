@@ -6,12 +6,10 @@ caller names gets real, writable copies only. Nothing ever links into the datast
 """
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,10 +17,10 @@ from metaflow_hf.errors import ContentLost, IntegrityError, NotFound, SelectionE
 from metaflow_hf.store.manifests import Manifest, ManifestFile
 from metaflow_hf.store.node_cache import NodeCache, Verify
 from metaflow_hf.store.objects import ObjectStore, new_nonce
+from metaflow_hf.store.streams import reflink
 
 LARGE_BYTES: Final = 16 << 20
 WORKERS: Final = 8
-_FICLONE: Final = 0x40049409
 # What file systems answer that cannot link: across devices, not permitted, too many links, not supported.
 _NO_LINK: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
@@ -87,7 +85,8 @@ def _fetch(cache: NodeCache, store: ObjectStore, file: ManifestFile, verify: Ver
 
 def _check_below(place: Path, root: Path) -> None:
     """Refuses a folder of the target that is a link to elsewhere: what lies there is not ours to overwrite."""
-    parent = place.parent.resolve()
+    # Unlike resolve(), this says where links lead that go round in circles.
+    parent = Path(os.path.realpath(place.parent))
     if not parent.is_relative_to(root):
         raise SelectionError(
             f"{place.parent} is, or lies behind, a link to {parent}, outside of the directory that is loaded into: "
@@ -113,9 +112,9 @@ def _write_file(source: Path, place: Path, file: ManifestFile, *, link: bool) ->
 
 
 def _reflink(source: Path, place: Path) -> bool:
-    with source.open("rb") as reader, place.open("xb") as writer, suppress(OSError):
-        fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
-        return True
+    with place.open("xb") as writer:
+        if reflink(source, writer.fileno()):
+            return True
     place.unlink()
     return False
 

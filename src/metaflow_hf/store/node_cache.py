@@ -13,7 +13,8 @@ its size, mtime, inode and the machine's boot are those of the record. Anything 
 import json
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -83,12 +84,14 @@ class NodeCache:
     def staging(self, name: str) -> Path:
         """The directory of one unfinished download; it stays when the process dies, so that the next resumes."""
         directory = self.root / "staging" / name
-        directory.mkdir(parents=True, exist_ok=True)
+        with self._explained():
+            directory.mkdir(parents=True, exist_ok=True)
         return directory
 
     def new_work_dir(self, label: str, *, root: Path | None = None) -> Path:
         """A fresh private directory for one task, by default on the cache's own file system (for links)."""
-        return work_dirs.create(self.root / "work", label, parent=root)
+        with self._explained(root):
+            return work_dirs.create(self.root / "work", label, parent=root)
 
     def remove_work_dir(self, directory: Path) -> None:
         """Removes a directory that ``new_work_dir`` made."""
@@ -102,17 +105,18 @@ class NodeCache:
         bytes themselves are wrong, ``NotFound`` when they are gone.
         """
         path = self.blob_path(file.sha256)
-        if self._holds(path, file.digest, verify):
-            with suppress(OSError):  # only how recently it was used
-                os.utime(_record(path))
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
 
         def is_here() -> bool:
             return self._holds(path, file.digest, verify)
 
-        with node_claims.bringing(path, done=is_here, stall_seconds=self._stall_seconds) as is_ours:
-            return path if not is_ours or is_here() else self._bring(store, file, path, verify)
+        with self._explained():
+            if is_here():
+                with suppress(OSError):  # only how recently it was used
+                    os.utime(_record(path))
+                return path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with node_claims.bringing(path, done=is_here, stall_seconds=self._stall_seconds) as is_ours:
+                return path if not is_ours or is_here() else self._bring(store, file, path, verify)
 
     def _bring(self, store: ObjectStore, file: ManifestFile, path: Path, verify: Verify) -> Path:
         part = path.with_name(f"{path.name}.{new_nonce()[:8]}.part")
@@ -125,14 +129,30 @@ class NodeCache:
     def adopt(self, source: Path, digest: Digest) -> Path:
         """Takes over a file whose bytes were just verified as ``digest``; ``source`` is gone afterwards."""
         path = self.blob_path(digest.sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return self._place(source, path, record=True)
+        with self._explained():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return self._place(source, path, record=True)
 
     def forget(self, sha256: str) -> None:
         """Drops the bytes from this node; who has them linked keeps them."""
         path = self.blob_path(sha256)
         _record(path).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self, root: Path | None = None) -> Iterator[None]:
+        """Says which disk is full or may not be written; what another process took away passes unchanged."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, (StoreUnavailable, FileNotFoundError)):
+                raise
+            place = f"the node cache {self.root}" if root is None else str(root)
+            remedy = "set METAFLOW_HF_CACHE to" if root is None else "choose as temp_dir_root"
+            raise StoreUnavailable(
+                f"{place} cannot be written: {error.strerror or error}. Make room there, or {remedy} a directory on a "
+                "larger disk."
+            ) from error
 
     def _holds(self, path: Path, digest: Digest, verify: Verify) -> bool:
         try:
@@ -161,8 +181,13 @@ class NodeCache:
     def _write_record(self, path: Path, seen: _Seen) -> None:
         record = _record(path)
         part = record.with_name(f"{record.name}.{new_nonce()[:8]}.part")
-        part.write_text(json.dumps([seen.size, seen.mtime_ns, seen.inode, seen.boot]))
-        part.replace(record)
+        try:
+            part.write_text(json.dumps([seen.size, seen.mtime_ns, seen.inode, seen.boot]))
+            part.replace(record)
+        except OSError as error:
+            # The bytes are here and right; without the record they are only read once more.
+            logger.warning("%s cannot be written: %s", record, error.strerror or error)
+            part.unlink(missing_ok=True)
 
 
 def _record(path: Path) -> Path:

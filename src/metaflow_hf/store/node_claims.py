@@ -37,13 +37,19 @@ def bringing(path: Path, *, done: Callable[[], bool], stall_seconds: float = STA
 
 def _take(claim: Path, path: Path, done: Callable[[], bool], stall_seconds: float) -> bool:
     owner = json.dumps(work_dirs.owner_here(path))
-    pause, seen, since = FIRST_PAUSE_SECONDS, -1, time.monotonic()
+    pause, seen, since, is_ours = FIRST_PAUSE_SECONDS, -1, time.monotonic(), False
     while True:
         try:
             with claim.open("x") as file:
+                is_ours = True
                 file.write(owner)
         except FileExistsError:
             pass
+        except OSError:
+            # The disk is full: an empty claim would keep others waiting.
+            if is_ours:
+                claim.unlink(missing_ok=True)
+            raise
         else:
             return True
         if done():

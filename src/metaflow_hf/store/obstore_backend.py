@@ -47,6 +47,9 @@ CLIENT_OPTIONS: Final[Any] = {
     "timeout": timedelta(minutes=30),
 }
 
+# What a disk answers that cannot take more bytes of one file, one user or at all.
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 _memory_stores: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
 
@@ -154,7 +157,13 @@ class ObstoreBackend:
         part = Path(name)
         try:
             with os.fdopen(handle, "wb") as out:
-                digest = self._ask(key, lambda: self._bring(source, out.fileno(), expected))
+                try:
+                    digest = self._ask(key, lambda: self._bring(source, out.fileno(), expected))
+                except StoreUnavailable as error:
+                    if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM:
+                        # It is this machine's disk, not the store, that is full.
+                        raise error.__cause__ from error
+                    raise
             check_digest(digest, expected, what=f"{self.uri}/{key}")
             part.replace(path)
         finally:
@@ -269,7 +278,9 @@ class ObstoreBackend:
                 "and list there."
             )
         if isinstance(error, (obstore_errors.BaseError, OSError)) and not isinstance(error, StoreUnavailable):
-            return StoreUnavailable(f"{where} cannot be used: {reason}.")
+            return StoreUnavailable(
+                f"{where} cannot be used: {reason}. Check that the datastore can be reached, may be written and has room."
+            )
         return error
 
 

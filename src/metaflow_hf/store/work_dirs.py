@@ -27,7 +27,12 @@ def create(register: Path, label: str, *, parent: Path | None = None) -> Path:
     parent = (parent or register).absolute()
     parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix=f"metaflow_hf_{label}_", dir=parent))
-    _note(register, directory).write_text(json.dumps(owner_here(directory)))
+    try:
+        _note(register, directory).write_text(json.dumps(owner_here(directory)))
+    except OSError:
+        # Without its note nobody would ever remove it.
+        remove(register, directory)
+        raise
     return directory
 
 
