@@ -1,13 +1,16 @@
 """Errors of ours as Metaflow shows its own: a headline and what to do, without pages of traceback."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from metaflow.exception import MetaflowException
 
 from metaflow_hf.errors import MetaflowHFError
+
+_QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\"]+")
 
 
 class Failure(MetaflowException):
@@ -16,6 +19,11 @@ class Failure(MetaflowException):
     def __init__(self, error: MetaflowHFError) -> None:
         super().__init__(str(error))
         self.headline = type(error).__name__
+        self._error = error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Whoever catches it in another process gets the same headline.
+        return type(self), (self._error,)
 
 
 @contextmanager
@@ -41,8 +49,10 @@ class _RetryLine(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         facts = record.__dict__
         if record.msg == "stamina.retry_scheduled":
+            # Signed addresses are as good as a token while they last.
+            reason = _QUERY.sub("?…", str(facts.get("stamina.caused_by")))
             record.msg = (
-                f"no answer yet ({facts.get('stamina.caused_by')}); try {facts.get('stamina.retry_num', 0) + 1} "
+                f"no answer yet ({reason}); try {facts.get('stamina.retry_num', 0) + 1} "
                 f"in {facts.get('stamina.wait_for', 0):.1f} s"
             )
         return True

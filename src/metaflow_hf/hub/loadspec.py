@@ -19,6 +19,12 @@ FORMS: Final = (
 )
 
 
+# What a dict without "repo_id" hardly means as names of repositories.
+_ARGUMENTS: Final = frozenset(
+    {"token", "headers", "allow_patterns", "ignore_patterns", "revision", "repo_type", "endpoint"}
+)
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotEntry:
     """One repository to load: under which name, with which arguments of ``snapshot_download``, into which path."""
@@ -101,6 +107,12 @@ def _snapshots(load: Any) -> list[SnapshotEntry]:
     if isinstance(load, list):
         return [_snapshot(item) for item in load]
     if isinstance(load, dict) and "repo_id" not in load:
+        if meant := sorted(_ARGUMENTS & set(load)):
+            # Read as an alias, a token would be asked for as a repository, and be shown.
+            raise SelectionError(
+                f"load= is a dict with {', '.join(map(repr, meant))} but without 'repo_id': name the repository, or, if "
+                "these are meant as aliases, choose other names."
+            )
         return [_snapshot(item, alias=alias) for alias, item in load.items()]
     return [_snapshot(load)]
 
@@ -123,7 +135,7 @@ def _snapshot(item: Any, *, alias: str | None = None) -> SnapshotEntry:
         [(alias, inner)] = item.items()
         return _snapshot(inner, alias=alias)
     else:
-        raise SelectionError(f"load={item!r} is not understood: write {FORMS}.")
+        raise SelectionError(f"load={_clean(item)!r} is not understood: write {FORMS}.")
     if not (path is None or (isinstance(path, str) and path)):
         raise SelectionError(f"load=: the path of {repo_id!r} must be a non-empty string, got {path!r}.")
     if "local_dir" in arguments:
