@@ -33,11 +33,17 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_flow(hub, subprocess_environment: dict[str, str], project: Path, tmp_path: Path) -> RunFlow:
+def flow_environment(hub, subprocess_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The environment of a flow's process, with a home of its own."""
+    home = {"HOME": str(tmp_path), "METAFLOW_HOME": str(tmp_path / "metaflow-home"), "NO_COLOR": "1"}
+    return {**subprocess_environment, **home}
+
+
+@pytest.fixture
+def run_flow(flow_environment: dict[str, str], project: Path) -> RunFlow:
     """Runs a flow (a name below `flows/`, or a path) with `run` (or another command) and more arguments; environment by
     keyword. `before` are arguments in front of the command, `python` is another interpreter.
     """
-    home = {"HOME": str(tmp_path), "METAFLOW_HOME": str(tmp_path / "metaflow-home"), "NO_COLOR": "1"}
 
     def run(
         flow: str | Path,
@@ -51,7 +57,7 @@ def run_flow(hub, subprocess_environment: dict[str, str], project: Path, tmp_pat
         done = subprocess.run(
             [python, str(path), *before, command, *arguments],
             cwd=project,
-            env={**subprocess_environment, **home, **environment},
+            env={**flow_environment, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -126,18 +126,6 @@ def _unpacked(path: Path) -> bytes:
     return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
 
 
-def test_the_moved_branch_is_seen_by_the_next_run(run_flow, hub):
-    from metaflow_hf.demo.content import HubContent
-
-    assert isinstance(hub.content, HubContent)
-    repo = hub.content.add("moving/model", {"config.json": b"{}"})
-    first = run_flow("parameter_flow.py", "--repo_id", "moving/model")
-    commit = repo.commit({"config.json": b'{"new": 1}'})
-    second = run_flow("parameter_flow.py", "--repo_id", "moving/model")
-    assert not first.lines(f"got {commit}")
-    assert second.lines(f"got {commit}")
-
-
 def test_the_embedded_hub_serves_where_it_is_asked_for(run_flow, hub):
     with hub.log.new() as log:
         outcome = run_flow(

@@ -83,6 +83,8 @@ class TaskDecorator(StepDecorator):
         ubf_context: Any,
         inputs: Any,
     ) -> None:
+        from metaflow import get_namespace
+
         from metaflow_hf import environment
         from metaflow_hf.hub.records import RunContext
         from metaflow_hf.store import datastore
@@ -96,7 +98,8 @@ class TaskDecorator(StepDecorator):
             run=str(run_id),
             step=step_name,
             task=str(task_id),
-            namespace=current.namespace or "",
+            # `current.namespace` is the user's own even in a run with another one.
+            namespace=get_namespace() or "",
             origin_run=current.origin_run_id,
         )
         with explained():
