@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 from metaflow import FlowSpec, checkpoint, current, huggingface_hub, model, retry, step
@@ -14,12 +16,13 @@ class KilledFlow(FlowSpec):
     @step
     def start(self):
         self.base = current.huggingface_hub.snapshot_download("gpt2", allow_patterns="*.json")
-        state = Path(current.checkpoint.directory, "state")
         if current.retry_count == 0:
-            state.write_text("half")
+            Path(current.checkpoint.directory, "state").write_text("half")
             current.checkpoint.save()
             os.kill(os.getpid(), signal.SIGKILL)
-        print(f"goes on from {state.read_text()}")
+        print(f"goes on from {Path(current.checkpoint.directory, 'state').read_text()}")
+        child = "from metaflow import Checkpoint; print('child saved', Checkpoint().save(name='by.child')['version'])"
+        subprocess.run([sys.executable, "-c", child], check=True)
         self.next(self.end)
 
     @model(load="base")
