@@ -1,5 +1,6 @@
 """Every token exactly once, counted exactly, the same everywhere; loss only where it belongs."""
 
+import copy
 import threading
 import time
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaflow_hf.data.batches import IGNORE_INDEX, Document, encode_rows, make_batches
+from metaflow_hf.data.batches import IGNORE_INDEX, Document, LeftOut, encode_rows, make_batches, pieces
 from metaflow_hf.data.prefetch import Prefetcher
 from metaflow_hf.errors import BadRowError, ConfigError
 
@@ -221,3 +222,118 @@ def _tokens(batches):
         for token, counts in zip(ids, mask, strict=True)
         if counts
     ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents, st.integers(2, 16), st.integers(1, 5))
+def test_isolated_documents_lose_nothing_but_what_the_one_before_would_predict(docs, length, size):
+    arguments = {"sequence_length": length, "batch_size": size, "eos_token_id": EOS}
+    plain = make_batches(docs, **arguments)
+    isolated = make_batches(docs, packing="isolated", **arguments)
+    starts, place = set(), 0
+    for doc in docs:
+        if doc.input_ids:
+            starts.add(place)
+            place += len(doc.input_ids) + 1
+    at = 0
+    for joined, apart in zip(plain, isolated, strict=True):
+        assert torch.equal(joined.input_ids, apart.input_ids)
+        assert torch.equal(joined.attention_mask, apart.attention_mask)
+        assert "attention_mask" not in apart.to_mapping()
+        for row, mask in enumerate(joined.attention_mask.tolist()):
+            position = 0
+            for column in range(sum(mask)):
+                begins = at in starts
+                position = 0 if begins or column == 0 else position + 1
+                assert apart.position_ids[row, column] == position
+                expected = IGNORE_INDEX if begins or column == 0 else joined.labels[row, column]
+                assert apart.labels[row, column] == expected
+                at += 1
+    assert at == place
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents, st.integers(2, 16), st.sampled_from(["truncate", "drop"]), st.booleans())
+def test_what_is_left_out_is_counted_to_the_token(docs, length, policy, packing):
+    counts = LeftOut()
+    batches = make_batches(
+        docs,
+        sequence_length=length,
+        packing=packing,
+        eos_token_id=EOS,
+        long_documents=policy,
+        left_out=counts,
+    )
+    ended = [len(doc.input_ids) + 1 for doc in docs if doc.input_ids]
+    assert counts.documents == sum(size > length for size in ended)
+    assert counts.tokens + sum(batch.num_input_tokens for batch in batches) == sum(ended)
+    if policy == "drop":
+        assert counts.tokens == sum(size for size in ended if size > length)
+
+
+@torch.no_grad()
+def test_isolated_documents_are_trained_as_if_each_stood_alone():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+        )
+    ).eval()
+    docs = [Document(ids, ids) for ids in ([5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16], [17, 18, 19])]
+    # The last document is cut at a border, the last sequence is padded.
+    batches = make_batches(docs, sequence_length=17, batch_size=2, packing="isolated", eos_token_id=EOS)
+    [batch] = batches
+    assert batch.input_ids.shape == (2, 17)
+    apart = [[5, 6, 7, 8, EOS], [9, 10, EOS], [11, 12, 13, 14, 15, 16, EOS], [17, 18], [19, EOS]]
+    losses = [float(model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss) for ids in apart]
+    expected = sum(loss * (len(ids) - 1) for loss, ids in zip(losses, apart, strict=True))
+    assert batch.num_tokens == sum(len(ids) - 1 for ids in apart)
+    found = float(model(**batch.to_mapping()).loss)
+    assert found == pytest.approx(expected / batch.num_tokens, rel=1e-5)
+    [joined] = make_batches(docs, sequence_length=17, batch_size=2, eos_token_id=EOS)
+    assert float(model(**joined.to_mapping()).loss) != pytest.approx(found, rel=1e-3)
+
+
+def test_a_batch_is_shown_token_by_token(tokenizer):
+    docs = encode_rows(["ab", "c"], tokenizer)
+    [batch] = make_batches(docs, sequence_length=16, packing=False, eos_token_id=1, pad_token_id=0)
+    shown = pieces(batch, tokenizer)
+    assert [[(piece.text, piece.has_loss) for piece in sequence] for sequence in shown] == [
+        [("a", False), ("b", True), ("</s>", True)],
+        [("c", False), ("</s>", True)],
+    ]
+    assert sum(piece.has_loss for sequence in shown for piece in sequence) == batch.num_tokens
+
+
+def test_special_tokens_spelled_out_are_these_tokens(tokenizer):
+    [doc] = encode_rows(["a</s>b"], tokenizer)
+    assert doc.input_ids == [tokenizer.convert_tokens_to_ids("a"), 1, tokenizer.convert_tokens_to_ids("b")]
+
+
+def test_a_beginning_is_not_doubled(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    begins = copy.deepcopy(tokenizer)
+    begins._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    plain, rendered = encode_rows(["ab", "<s>ab"], begins)
+    assert plain.input_ids == rendered.input_ids
+    assert plain.input_ids[0] == 0
+    # The end that the tokenizer adds is not doubled either.
+    [batch] = make_batches([plain], sequence_length=8, eos_token_id=1)
+    assert batch.input_ids.tolist() == [plain.input_ids]
+
+
+def test_a_tokenizer_without_special_tokens_will_do(tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.bos_token = bare.eos_token = bare.pad_token = None
+    docs = encode_rows(["ab", "c"], bare)
+    [batch] = make_batches(
+        docs, sequence_length=8, packing=False, eos_token_id=bare.eos_token_id, pad_token_id=bare.pad_token_id
+    )
+    assert batch.num_input_tokens == 3
+    assert batch.attention_mask.tolist() == [[1, 1], [1, 0]]
+    assert batch.labels[1, 1] == IGNORE_INDEX

@@ -1,13 +1,23 @@
 """From a claim to optimiser steps."""
 
+import threading
+from collections import Counter
+from contextlib import closing
+
 import pytest
 import torch
 
+from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
-from metaflow_hf.errors import NonFiniteLoss, TrainingIncomplete
+from metaflow_hf.errors import IntegrityError, NonFiniteLoss, TrainingIncomplete, UnsupportedModelError
+from metaflow_hf.events import ClaimDone, StepDone
+from metaflow_hf.train.feed import Feed
+from metaflow_hf.train.heldout import heldout_keys, heldout_texts
+from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare
+from metaflow_hf.train.spec import training_samples
 from metaflow_hf.train.trainer import ModelTrainer
 
 LONG = " ".join(["the value of a file is not the name of it"] * 20)
@@ -167,3 +177,193 @@ def test_every_token_chunk_is_progress(training):
     (batch,) = seen.batches(claim_of(texts))
     assert len(steps) == 1
     assert len(calls) >= batch.input_ids.shape[1] // 16
+
+
+TEXTS = [f"the value of a file {number} is not the name of it" for number in range(12)]
+
+
+def claims_of(count: int, size: int) -> list[Claim]:
+    return [Claim(0, 0, p * size, (p + 1) * size, 0, p, "") for p in range(count)]
+
+
+def losses_of(trainer: ModelTrainer, claims: list[Claim]) -> list[float]:
+    return [step.loss for claim in claims for step in trainer.train(claim, lambda part, tokens: 1e-2)]
+
+
+def prefetching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_what_is_made_ahead_of_time_changes_no_loss(training):
+    claims = claims_of(4, 3)
+    plain = losses_of(trainer_of(training, TEXTS, claim_samples=3), claims)
+    # Right guesses, wrong ones, none, and one that is right but comes twice.
+    guesses = iter([claims[1], claims[3], None, claims[0]])
+    with closing(trainer_of(training, TEXTS, claim_samples=3)) as trainer:
+        trainer.foresee = lambda: next(guesses)
+        assert losses_of(trainer, claims) == plain
+    assert not prefetching()
+
+
+def test_the_next_claim_is_read_while_this_one_is_trained(training):
+    claims = claims_of(2, 3)
+    with closing(trainer_of(training, TEXTS, claim_samples=3)) as trainer:
+        rows, was_read = trainer._feed._rows, threading.Event()
+        plain_read = rows.read_rows
+
+        def read_rows(block_id, start, stop):
+            assert threading.current_thread().name == ("prefetch" if start == 3 else "MainThread")
+            if start == 3:
+                was_read.set()
+            return plain_read(block_id, start, stop)
+
+        rows.read_rows = read_rows
+        trainer.foresee = lambda: claims[1]
+        steps = trainer.train(claims[0], lambda part, tokens: 1e-2)
+        next(steps)
+        assert was_read.wait(60), "before the claim is asked for"
+        assert losses_of(trainer, claims[1:])
+
+
+def test_an_error_ahead_of_time_is_raised_by_the_claim_that_it_belongs_to(training):
+    claims = claims_of(3, 3)
+    with closing(trainer_of(training, TEXTS, claim_samples=3)) as trainer:
+        rows = trainer._feed._rows
+        plain_read = rows.read_rows
+
+        def read_rows(block_id, start, stop):
+            if start == 3:
+                raise IntegrityError("block_00000.jsonl is damaged")
+            return plain_read(block_id, start, stop)
+
+        rows.read_rows = read_rows
+        following = iter([claims[1], None, claims[1], None])
+        trainer.foresee = lambda: next(following)
+        assert losses_of(trainer, claims[:1])
+        with pytest.raises(IntegrityError, match="damaged") as caught:
+            losses_of(trainer, claims[1:2])
+        assert "read_rows" in [entry.name for entry in caught.traceback], "where it comes from is told"
+        # The claim after it, which nobody foresaw; what is foreseen and never asked for is no error.
+        assert losses_of(trainer, claims[2:])
+    assert not prefetching()
+
+
+def test_a_worker_that_stops_or_fails_leaves_no_thread_behind(training, monkeypatch):
+    training.start()
+    stop = threading.Event()
+    with pytest.raises(TrainingIncomplete, match="told to stop"):
+        training.work(stop=stop, on_event=lambda event: stop.set())
+    assert not prefetching()
+    monkeypatch.setattr(ModelTrainer, "_step", lambda self, batch, rate: float("nan"))
+    with pytest.raises(NonFiniteLoss):
+        training.work()
+    assert not prefetching()
+
+
+def test_a_worker_alone_foresees_every_claim_but_the_first(training, monkeypatch):
+    made = Counter()
+    prepare = Feed._prepare
+
+    def count(self, claim):
+        made[threading.current_thread().name] += 1
+        return prepare(self, claim)
+
+    monkeypatch.setattr(Feed, "_prepare", count)
+    training.start(rounds={"seconds": 0.05})
+    training.work()
+    assert made["MainThread"] == 1
+    assert made["prefetch"] == 17
+
+
+def test_what_is_counted_is_recorded_and_trained(training):
+    """Labels in the batches = tokens of steps, claims and rounds = tokens in the model."""
+    events = []
+    training.start(data={"packing": False, "long_documents": "truncate", "epochs": 2})
+    training.work(on_event=events.append)
+    with training.blocks() as blocks:
+        order = ClaimOrder([40, 40, 10], 20, 5, seed=7, epochs=2)
+        feed = Feed(blocks, order, load_tokenizer(training.model_dir), training.config, text_column="text")
+        spans = map(order.locate, range(order.num_positions))
+        claims = [Claim(s.block_id, s.chunk_id, s.start, s.stop, s.epoch, s.position, "") for s in spans]
+        expected = {claim.position: sum(batch.num_tokens for batch in feed.take(claim)) for claim in claims}
+        assert feed.left_out.documents > 0
+    found = {event.position: event.tokens for event in events if isinstance(event, ClaimDone)}
+    assert found == expected
+    assert sum(event.tokens for event in events if isinstance(event, StepDone)) == sum(expected.values())
+    assert Lineage(training.store).newest().manifest.tokens == sum(expected.values())
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("truncate", [50]), ("drop", []), ("split", [50])])
+def test_policies_hold_where_the_positions_end(training, policy, kept):
+    model = load_model(training.model_dir, training.config.model)
+    model.config.max_position_embeddings = 50
+    trainer = trainer_of(
+        training,
+        [LONG, "a short one"],
+        model=model,
+        rollout={"use_chunked_training": True},
+        data={"long_documents": policy},
+    )
+    batches = trainer.batches(claim_of([LONG, "a short one"]))
+    sizes = [batch.input_ids.shape[1] for batch in batches if batch.is_long]
+    assert sizes[:1] == kept
+    assert (len(sizes) > 1) == (policy == "split")
+    assert trainer._feed.left_out.documents == 0, "counted when it is taken"
+
+
+def test_isolated_documents_are_never_rolled_out(training, monkeypatch):
+    monkeypatch.setattr(ModelTrainer, "_roll_out", lambda self, inputs: pytest.fail("rolled out"))
+    trainer = trainer_of(training, TEXTS, rollout={"chunk_size": 16}, data={"packing": "isolated"})
+    assert losses_of(trainer, [claim_of(TEXTS)])
+
+
+def test_models_that_let_packed_documents_see_each_other_are_refused():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
+    require_isolation(model)
+    plain = model.forward
+    model.forward = lambda input_ids, position_ids, use_cache: plain(input_ids=input_ids)
+    with pytest.raises(UnsupportedModelError, match="set data.packing to true"):
+        require_isolation(model)
+    model.forward = lambda input_ids, use_cache: plain(input_ids=input_ids)
+    with pytest.raises(UnsupportedModelError, match="takes no positions"):
+        require_isolation(model)
+
+
+def test_copies_of_held_out_texts_are_not_trained(training, tmp_path, caplog):
+    caplog.set_level("INFO", "metaflow_hf.train")
+    unique = [f"text number {number} of the file" for number in range(30)]
+    # Held out are the last ten: eight that occur once there, of which two are copied before; and a line twice.
+    rows = [*unique[:20], unique[22], unique[25], "* * *", *unique[20:28], "* * *", "* * *"]
+    (tmp_path / "raw.txt").write_text("".join(f"{row}\n" for row in rows))
+    process_raw_dataset_to_blocks(tmp_path / "raw.txt", tmp_path / "blocks", "copies", block_size=7)
+    config = training.config
+    with BlockManager(tmp_path / "blocks", dataset_chunk_size=5) as blocks:
+        measured = heldout_texts(blocks, config)
+        assert measured == unique[20:28]
+        samples = training_samples([block.sample_count for block in blocks.manifest.blocks], config)
+        order = ClaimOrder(samples, 5, 5, seed=7)
+        feed = Feed(
+            blocks,
+            order,
+            tokenizer := load_tokenizer(training.model_dir),
+            config,
+            text_column="text",
+            held_out=heldout_keys(blocks, config),
+        )
+        tokens = []
+        for position in range(order.num_positions):
+            span = order.locate(position)
+            claim = Claim(span.block_id, span.chunk_id, span.start, span.stop, 0, position, "")
+            for batch in feed.take(claim):
+                tokens += batch.input_ids[batch.attention_mask.bool()].tolist()
+    trained = tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1]
+    assert sorted(trained) == sorted([*unique[:20], "* * *"])
+    assert feed.copies == 2
+    assert "copies of held-out texts" in caplog.text

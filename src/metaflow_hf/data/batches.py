@@ -57,13 +57,14 @@ class Batch:
         """Tokens that are not padding."""
         return int(self.attention_mask.sum())
 
-    def to_mapping(self) -> dict[str, Tensor]:
+    def to_mapping(self) -> dict[str, Any]:
         """The keyword arguments of a transformers model."""
         tensors = {"input_ids": self.input_ids, "labels": self.labels}
         if self.position_ids is None:
             return {**tensors, "attention_mask": self.attention_mask}
-        # transformers keeps documents apart by their positions, but only where no mask is given.
-        return {**tensors, "position_ids": self.position_ids}
+        # transformers keeps documents apart by their positions, but only without a mask and without a cache; with
+        # either they silently see each other.
+        return {**tensors, "position_ids": self.position_ids, "use_cache": False}
 
 
 @dataclass(slots=True)

@@ -187,7 +187,10 @@ class ModelTrainer:
         return loss
 
     def _loss_and_gradients(self, batch: Batch) -> float:
-        inputs = {name: tensor.to(self._device) for name, tensor in batch.to_mapping().items()}
+        inputs = {
+            name: value.to(self._device) if isinstance(value, Tensor) else value
+            for name, value in batch.to_mapping().items()
+        }
         with self._autocast():
             if self._is_rolled_out(batch):
                 return self._roll_out(inputs)
