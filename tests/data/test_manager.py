@@ -2,16 +2,19 @@
 
 import json
 import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.reader import CACHED_CHUNKS
-from metaflow_hf.errors import ConfigError, IntegrityError, SelectionError
+from metaflow_hf.errors import ConfigError, IntegrityError, SelectionError, StoreUnavailable
 from metaflow_hf.store import open_store
 
 
@@ -104,6 +107,34 @@ def test_a_sequential_reader_reads_each_chunk_once_ahead_of_time(blocks, recordi
     assert len(reads) == 5 * 4 + 2
 
 
+def test_a_chunk_whose_reading_ahead_failed_is_read_again(blocks, recording_store):
+    directory, rows = blocks
+    is_away = threading.Event()
+
+    def before(method, key, _):
+        if method == "get_range" and is_away.is_set():
+            raise StoreUnavailable("as if the store were away")
+
+    with BlockManager(recording_store(open_store(directory), before), dataset_chunk_size=250) as manager:
+        manager._reader.read(manager.manifest.blocks[0], 0, 1)
+        manager.get_chunk(0, 0)
+        is_away.set()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                manager.get_chunk(0, 2)
+        is_away.clear()
+        assert manager.get_chunk(0, 2) == [row["text"] for row in rows[500:750]]
+
+
+def test_after_closing_chunks_can_still_be_read(blocks):
+    directory, rows = blocks
+    manager = BlockManager(directory, dataset_chunk_size=250)
+    manager.get_chunk(0, 0)
+    manager.close()
+    manager.close()
+    assert manager.get_chunk(0, 1) == [row["text"] for row in rows[250:500]]
+
+
 def test_a_random_reader_prefetches_nothing_in_vain(blocks, recording_store):
     directory, _ = blocks
     store = recording_store(open_store(directory))
@@ -124,6 +155,23 @@ def test_the_cache_holds_ten_chunks(blocks, recording_store):
         store.calls.clear()
         for chunk_id in range(1, CACHED_CHUNKS + 1):
             manager.get_chunk(0, chunk_id)
+        assert store.calls == []
+        manager.get_chunk(0, 0)
+        assert len(store.calls) == 1
+
+
+def test_the_cache_is_bounded_in_bytes_too(blocks, recording_store, monkeypatch):
+    directory, _ = blocks
+    monkeypatch.setattr("metaflow_hf.data.reader.CACHED_BYTES", 20_000)
+    store = recording_store(open_store(directory))
+    with BlockManager(store, dataset_chunk_size=50, enable_prefetch=False) as manager:
+        for chunk_id in range(10):
+            manager.get_chunk(0, chunk_id)
+        kept = manager._reader._texts
+        assert 0 < kept._bytes <= 20_000
+        assert kept._bytes == sum(sys.getsizeof(text) for texts, _ in kept._items.values() for text in texts)
+        store.calls.clear()
+        manager.get_chunk(0, 9)
         assert store.calls == []
         manager.get_chunk(0, 0)
         assert len(store.calls) == 1
@@ -202,6 +250,58 @@ def test_a_damaged_block_is_named(damage, own_blocks):
         pytest.raises(IntegrityError, match="block_00001"),
     ):
         manager.get_chunk(1, 2)
+
+
+@pytest.fixture(scope="module", params=[None, "zstd"])
+def small(request, tmp_path_factory):
+    """2 blocks of 600 rows, plain or compressed; the bytes of block 1, and the rows of its third chunk of 200."""
+    directory = tmp_path_factory.mktemp("small")
+    rows = [{"text": f"row {i} é\u2028", "n": i} for i in range(1200)]
+    (directory / "raw.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    build_blocks(directory / "raw.jsonl", directory / "out", samples_per_block=600, compression=request.param)
+    [path] = (directory / "out/blocks").glob("block_00001.jsonl*")
+    return directory / "out", path, path.read_bytes(), rows[600:]
+
+
+@settings(max_examples=120, deadline=None)
+@given(data=st.data())
+def test_whatever_happens_to_a_block_a_chunk_is_right_or_refused(small, data):
+    """Any bytes changed, cut off, put in or exchanged: no call ever answers with another text."""
+    directory, path, whole, rows = small
+    damaged = bytearray(whole)
+    kind = data.draw(st.sampled_from(["bit", "byte", "many", "cut", "insert", "swap", "zeros"]))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    if kind == "bit":
+        damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    elif kind == "byte":
+        damaged[at] = data.draw(st.integers(0, 255))
+    elif kind == "many":
+        for place in data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=1, max_size=20)):
+            damaged[place] ^= 0x20
+    elif kind == "cut":
+        del damaged[at:]
+    elif kind == "insert":
+        damaged[at:at] = data.draw(st.binary(min_size=1, max_size=40))
+    elif kind == "swap":
+        other = data.draw(st.integers(0, len(whole) - 1))
+        damaged[at], damaged[other] = damaged[other], damaged[at]
+    else:
+        damaged[at : at + 100] = bytes(len(damaged[at : at + 100]))
+    path.write_bytes(damaged)
+    refused = 0
+    try:
+        with BlockManager(directory, dataset_chunk_size=200, enable_prefetch=False) as manager:
+            for chunk_id in range(3):
+                try:
+                    texts = manager.get_chunk(1, chunk_id)
+                except IntegrityError as error:
+                    refused += path.name in str(error)
+                else:
+                    assert texts == [row["text"] for row in rows[chunk_id * 200 : chunk_id * 200 + 200]]
+    finally:
+        path.write_bytes(whole)
+    lasting = bytes(damaged[: len(whole)]) == whole
+    assert refused or lasting, "damage that touches a row is found by whoever reads that row, and named"
 
 
 def test_a_lost_index_is_built_again(own_blocks):

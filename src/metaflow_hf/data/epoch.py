@@ -8,7 +8,7 @@ A position is the number of a chunk in the epoch's order.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from metaflow_hf.data.manifest import BlockManifest
@@ -125,9 +125,9 @@ class EpochRecords:
     def num_done(self, done: Iterable[int]) -> tuple[int, int]:
         """Chunks and samples of the full thousands and of ``done`` besides."""
         chunks = samples = 0
-        for thousand in self.full:
-            record = json.loads(self._store.get(self._full_key(thousand)))
-            chunks, samples = chunks + int(record["chunks"]), samples + int(record["samples"])
+        for first, stop in self._full_runs():
+            chunks += stop - first
+            samples += self._current_order().num_samples(self.epoch, first, stop)
         for position in done:
             chunks, samples = chunks + 1, samples + self._num_samples(position)
         return chunks, samples
@@ -138,7 +138,7 @@ class EpochRecords:
         may_grow = len(positions) < THOUSAND and self.is_growing
         if may_grow or len(done) < len(positions) or thousand in self.full:
             return
-        samples = sum(map(self._num_samples, positions))
+        samples = self._current_order().num_samples(self.epoch, positions.start, positions.stop)
         self._store.create(
             self._full_key(thousand), encode_json({"chunks": len(positions), "samples": samples})
         )
@@ -152,6 +152,20 @@ class EpochRecords:
     def claim_key(self, position: int) -> str:
         """The key of the position's lease."""
         return f"claims/{self.epoch:05d}/{position // THOUSAND:06d}/{position:09d}"
+
+    def _full_runs(self) -> Iterator[tuple[int, int]]:
+        """The positions ``[first, stop)`` of consecutive full thousands."""
+        run: tuple[int, int] | None = None
+        for thousand in sorted(self.full):
+            positions = self.positions(thousand)
+            if run is not None and run[1] == positions.start:
+                run = run[0], positions.stop
+                continue
+            if run is not None:
+                yield run
+            run = positions.start, positions.stop
+        if run is not None:
+            yield run
 
     def _num_samples(self, position: int) -> int:
         span = self.span(position)

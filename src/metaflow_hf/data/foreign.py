@@ -20,7 +20,7 @@ from metaflow_hf.store import ObjectStore
 logger = logging.getLogger("metaflow_hf.data")
 
 READ_BYTES: Final = 8 * 1024 * 1024
-_BLOCK_NAME: Final = re.compile(r"block_\d+\.jsonl")
+_BLOCK_NAME: Final = re.compile(r"block_(\d+)\.jsonl")
 
 
 def load_index(store: ObjectStore, block: BlockEntry) -> BlockIndex:
@@ -32,7 +32,9 @@ def load_index(store: ObjectStore, block: BlockEntry) -> BlockIndex:
         data = store.get(block.index_key)
     except NotFound:
         return _build_and_keep(store, block)
-    index = BlockIndex.from_bytes(data, where=f"{store.uri}/{block.index_key}")
+    index = BlockIndex.from_bytes(
+        data, where=f"{store.uri}/{block.index_key} (the index of {block.file_name})"
+    )
     if index.num_rows != block.sample_count or block.size_bytes not in (0, index.size_bytes):
         raise IntegrityError(
             f"{block.file_name} and its index disagree: {index.num_rows} rows in {index.size_bytes} bytes indexed, "
@@ -43,35 +45,38 @@ def load_index(store: ObjectStore, block: BlockEntry) -> BlockIndex:
 
 
 def manifest_of_bare_blocks(store: ObjectStore) -> BlockManifest | None:
-    """The manifest of a dataset that is nothing but ``blocks/``, found by reading it; ``None`` without blocks."""
-    names = sorted(name for name in store.children("blocks") if _BLOCK_NAME.fullmatch(name))
-    if not names:
+    """The manifest of a dataset that is nothing but ``blocks/``; ``None`` without blocks.
+
+    Blocks without an index are read once, from beginning to end. Raises ``IntegrityError`` when the numbers of the
+    files have a gap, because then one is lost.
+    """
+    sizes = {info.key.removeprefix("blocks/"): info.size for info in store.list("blocks")}
+    names = {int(match[1]): name for name in sizes if (match := _BLOCK_NAME.fullmatch(name))}
+    numbers = sorted(names)
+    if not numbers:
         return None
+    lost = sorted(set(range(numbers[0], numbers[-1])) - set(numbers))
+    if lost:
+        raise IntegrityError(
+            f"{store.uri}/blocks has no block {', '.join(map(str, lost[:5]))}, but later ones: restore what is lost, "
+            "or number the blocks anew."
+        )
     blocks: list[BlockEntry] = []
     start = 0
-    for number, name in enumerate(names):
+    for number in numbers:
         block = BlockEntry(
-            block_id=number,
+            block_id=len(blocks),
             sample_count=0,
             start_index=0,
             end_index=0,
-            file_path=f"blocks/{name}",
-            size_bytes=0,
+            file_path=f"blocks/{names[number]}",
+            size_bytes=sizes[names[number]],
         )
-        index, sha256 = _scan(store, block)
-        stop = start + index.num_rows
+        rows = _index_of_bare_block(store, block).num_rows
         blocks.append(
-            msgspec.structs.replace(
-                block,
-                sample_count=index.num_rows,
-                start_index=start,
-                end_index=stop,
-                size_bytes=index.size_bytes,
-                sha256=sha256,
-            )
+            msgspec.structs.replace(block, sample_count=rows, start_index=start, end_index=start + rows)
         )
-        _keep(store, block, index)
-        start = stop
+        start += rows
     return BlockManifest(
         dataset_name=store.uri.rstrip("/").rpartition("/")[2],
         total_samples=start,
@@ -80,6 +85,18 @@ def manifest_of_bare_blocks(store: ObjectStore) -> BlockManifest | None:
         blocks=tuple(blocks),
         digest=content_digest(blocks),
     )
+
+
+def _index_of_bare_block(store: ObjectStore, block: BlockEntry) -> BlockIndex:
+    """The index beside the block if it is of a block of this size, else a new one."""
+    try:
+        index = BlockIndex.from_bytes(store.get(block.index_key), where=block.index_key)
+    except (NotFound, IntegrityError):
+        index = None
+    if index is None or index.size_bytes != block.size_bytes:
+        index, _ = _scan(store, block)
+        _keep(store, block, index)
+    return index
 
 
 def _build_and_keep(store: ObjectStore, block: BlockEntry) -> BlockIndex:

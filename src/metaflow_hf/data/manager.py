@@ -3,28 +3,31 @@
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 
 from metaflow_hf.data.build import dataset_key, default_store, plan_dataset
 from metaflow_hf.data.columns import find_text_column
 from metaflow_hf.data.foreign import load_index, manifest_of_bare_blocks
-from metaflow_hf.data.growth import GrowingBlocks, KnownBlocks, StoredBlocks
+from metaflow_hf.data.growth import GrowingBlocks, KnownBlocks, StoredBlocks, first_manifest, not_complete
 from metaflow_hf.data.manifest import BlockEntry, BlockManifest, OnBadRow
 from metaflow_hf.data.order import Chunk
 from metaflow_hf.data.reader import BlockReader
-from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.sources import open_source
+from metaflow_hf.data.writer import LEASE_KEY
 from metaflow_hf.errors import ConfigError, SelectionError
 from metaflow_hf.store import ObjectStore, open_store
 
 logger = logging.getLogger("metaflow_hf.data")
+
+# What tells a directory of blocks, even one that was only just begun, from a directory of raw files.
+_PARTS: Final = ("blocks", "commits", LEASE_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class BlockManager:
             self._store, partial(load_index, self._store), text_column=self.text_column
         )
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="chunk ahead") if enable_prefetch else None
-        self._pending: tuple[Chunk, Future[list[str]]] | None = None
+        self._pending: tuple[Chunk, Future[None]] | None = None
         self._last_read: Chunk | None = None
 
     @property
@@ -117,12 +120,22 @@ class BlockManager:
         return self._store.uri
 
     def get_total_blocks(self) -> int:
-        """The number of blocks of the whole dataset; while it grows, this waits for its end."""
+        """The number of blocks of the whole dataset; as ``wait_complete`` while it grows."""
         return self.wait_complete().total_blocks
 
     def wait_complete(self) -> BlockManifest:
-        """The manifest of the whole dataset; while it grows, this waits for its end."""
-        return self._known.wait_until(lambda manifest: manifest.is_complete)
+        """The manifest of the whole dataset; while it grows, this waits for its end.
+
+        Raises ``UserError`` when nobody is writing the rest, and the error of a builder that failed.
+        """
+        manifest = self._known.wait_until(lambda known: known.is_complete)
+        if not manifest.is_complete:
+            raise not_complete(self._store, manifest)
+        return manifest
+
+    def check_growing(self) -> None:
+        """Raises as ``wait_complete``, without waiting, when blocks are missing that nobody is writing."""
+        self._known.check_growing()
 
     def get_block(self, block_id: int) -> Block:
         """The block's metadata; nothing of its data is read. Waits for a block that is being built."""
@@ -130,9 +143,11 @@ class BlockManager:
         return Block(block_id, entry.sample_count, partial(self.is_last_block, block_id))
 
     def is_last_block(self, block_id: int) -> bool:
-        """Whether no block follows; while the dataset grows, this waits until that is known."""
+        """Whether no block follows; while the dataset grows, this waits until that is known, as ``wait_complete``."""
         self._entry(block_id)
         manifest = self._known.wait_until(lambda known: known.total_blocks > block_id + 1)
+        if block_id == manifest.total_blocks - 1 and not manifest.is_complete:
+            raise not_complete(self._store, manifest)
         return block_id == manifest.total_blocks - 1
 
     def get_chunk(self, block_id: int, chunk_id: int, chunk_size: int | None = None) -> list[str]:
@@ -141,11 +156,9 @@ class BlockManager:
         One ranged read and one decode, or none when the chunk is cached.
         """
         entry, chunk = self._locate(block_id, chunk_id, chunk_size)
-        texts = self._take_prefetched(chunk)
-        if texts is None:
-            texts = self._reader.texts(entry, chunk.start, chunk.stop)
+        self._await_read_ahead(chunk)
         self._read_ahead(chunk, chunk_size or self.dataset_chunk_size)
-        return texts
+        return self._reader.texts(entry, chunk.start, chunk.stop)
 
     def get_rows(self, block_id: int, chunk_id: int, chunk_size: int | None = None) -> list[dict[str, Any]]:
         """All columns of each row of one chunk, as fresh objects."""
@@ -170,9 +183,11 @@ class BlockManager:
         return self._reader.rows(entry, start, stop, chunk=chunk)
 
     def close(self) -> None:
-        """Stops reading ahead and building; idempotent."""
-        if self._ahead is not None:
-            self._ahead.shutdown(cancel_futures=True)
+        """Stops reading ahead and building; idempotent. What is committed can still be read."""
+        with self._lock:
+            ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.shutdown(cancel_futures=True)
         self._known.close()
 
     def __enter__(self) -> Self:
@@ -189,7 +204,9 @@ class BlockManager:
             if block_id < manifest.total_blocks:
                 return manifest.blocks[block_id]
         manifest = self._known.manifest
-        growing = "" if manifest.is_complete else " so far"
+        growing = (
+            "" if manifest.is_complete else " so far (it is not complete, and nobody is writing the rest)"
+        )
         raise IndexError(
             f"{manifest.dataset_name} has {manifest.total_blocks} blocks{growing}; there is no block {block_id}."
         )
@@ -209,25 +226,29 @@ class BlockManager:
             )
         return Chunk(entry.block_id, chunk_id, start, min(start + size, entry.sample_count))
 
-    def _take_prefetched(self, chunk: Chunk) -> list[str] | None:
+    def _await_read_ahead(self, chunk: Chunk) -> None:
+        """Waits for a chunk that is being read ahead: reading the same bytes twice costs more.
+
+        How that went does not matter: if it failed, the chunk is read again and fails as its own reader's.
+        """
         with self._lock:
             pending = self._pending
-        # Waiting for it costs less than reading the same bytes twice.
-        return list(pending[1].result()) if pending is not None and pending[0] == chunk else None
+        if pending is not None and pending[0] == chunk:
+            wait([pending[1]])
 
     def _read_ahead(self, chunk: Chunk, size: int) -> None:
         """Reads the chunk after this one, if this one came after the one before it, as a sequential reader's does."""
-        if self._ahead is None:
-            return
         with self._lock:
+            if self._ahead is None:
+                return
             last, self._last_read = self._last_read, chunk
             following = self._following(chunk, size)
-            if following is None or (last is not None and self._following(last, size) != (chunk)):
+            if following is None or (last is not None and self._following(last, size) != chunk):
                 return
             if self._pending is not None and self._pending[0] == following:
                 return
             entry = self._known.manifest.blocks[following.block_id]
-            future = self._ahead.submit(self._reader.texts, entry, following.start, following.stop)
+            future = self._ahead.submit(self._reader.read_ahead, entry, following.start, following.stop)
             self._pending = (following, future)
 
     def _following(self, chunk: Chunk, size: int) -> Chunk | None:
@@ -262,7 +283,7 @@ def _open(
             store = open_store(text)
             return store, _stored(store)
         path = Path(text).expanduser()
-        if (path / "block_manifest.json").is_file() or (path / "blocks").is_dir():
+        if (path / "block_manifest.json").is_file() or any((path / part).is_dir() for part in _PARTS):
             store = open_store(path)
             return store, _stored(store)
     source = open_source(dataset_path)
@@ -272,12 +293,16 @@ def _open(
 
 
 def _stored(store: ObjectStore) -> StoredBlocks:
-    manifest = read_manifest(store) or manifest_of_bare_blocks(store)
+    manifest = first_manifest(store) or manifest_of_bare_blocks(store)
     if manifest is None:
         raise SelectionError(
             f"{store.uri} holds no dataset of blocks: neither block_manifest.json nor commits/ nor blocks/. Build one "
             "with build_blocks."
         )
+    if not manifest.is_complete and not manifest.spec_digest:
+        # There are no commits to follow, so what it lists is all that there will be for this reader.
+        logger.warning("%s says that it is not complete: only what it lists is read", store.uri)
+        manifest = msgspec.structs.replace(manifest, is_complete=True)
     return StoredBlocks(store, manifest)
 
 

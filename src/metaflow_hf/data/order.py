@@ -151,6 +151,10 @@ class ClaimOrder:
         first = epoch * self.positions_per_epoch + starts[number] + claim_starts[place]
         return range(first, first + self._claims_of_chunk(block_id, chunk_id))
 
+    def num_samples(self, epoch: int, first: int, stop: int) -> int:
+        """The samples of the positions ``[first, stop)``, counted within one epoch; cheap however many these are."""
+        return self._samples_before(epoch, stop) - self._samples_before(epoch, first)
+
     def row_order(self, position: int) -> list[int]:
         """The order in which the claim's rows are used, as offsets from its ``start``."""
         span = self.locate(position)
@@ -158,6 +162,16 @@ class ClaimOrder:
         if not self._shuffle:
             return list(range(count))
         return permutation(count, "rows", self._seed, span.epoch, span.block_id, span.start)
+
+    def _samples_before(self, epoch: int, index: int) -> int:
+        starts, windows = self._epoch(epoch)
+        number = bisect_right(starts, index) - 1
+        if number < 0:
+            return 0
+        whole = sum(self._samples[block] for window in windows[:number] for block in window)
+        begin = epoch * self.positions_per_epoch
+        part = (self.locate(begin + i) for i in range(starts[number], index))
+        return whole + sum(span.stop - span.start for span in part)
 
     def _claims_of_block(self, samples: int) -> int:
         full, rest = divmod(samples, self._chunk_size)

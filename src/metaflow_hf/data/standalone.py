@@ -15,7 +15,7 @@ from typing import Any, Final
 from metaflow_hf.data.epoch import THOUSAND, EpochRecords
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.manifest import BlockManifest
-from metaflow_hf.errors import ClaimLost, DatasetMismatch, UserError
+from metaflow_hf.errors import ClaimLost, DatasetMismatch, StoreUnavailable, UserError
 from metaflow_hf.store import ObjectStore, encode_json
 from metaflow_hf.store.leases import Lease, Observer, acquire, current_owner
 from metaflow_hf.store.objects import new_nonce
@@ -30,7 +30,8 @@ SPREAD: Final = 128
 class StandaloneLedger:
     """Claims whole chunks of a dataset, exactly once per epoch whatever is killed. Thread-safe.
 
-    ``blocks`` gives the manifest as known now; while it grows, epoch 0 runs in the order of the files. All
+    ``blocks`` gives the manifest as known now; while it grows, epoch 0 runs in the order of the files. ``whole``
+    waits for the complete one (default: what ``blocks`` gives). All
     workers give the same ``seed``, ``shuffle`` and ``chunk_size``: another order for an epoch that was started
     raises ``DatasetMismatch``. A claim whose worker died is free again after ``lease_seconds``.
     """
@@ -40,6 +41,7 @@ class StandaloneLedger:
         store: ObjectStore,
         blocks: Callable[[], BlockManifest],
         *,
+        whole: Callable[[], BlockManifest] | None = None,
         chunk_size: int,
         worker_id: str,
         lease_seconds: float = 120.0,
@@ -50,6 +52,7 @@ class StandaloneLedger:
     ) -> None:
         self._store = store
         self._blocks = blocks
+        self._whole = whole or blocks
         self._chunk_size = chunk_size
         self._worker_id = worker_id
         self._lease_seconds = lease_seconds
@@ -151,15 +154,12 @@ class StandaloneLedger:
 
     def _enter(self, epoch: int) -> EpochRecords:
         manifest = self._blocks()
-        record: dict[str, Any] = {
-            "schema": SCHEMA,
-            "seed": self._seed,
-            "chunk_size": self._chunk_size,
-            "shuffle": self._shuffle and manifest.is_complete,
-            "dataset": manifest.digest if manifest.is_complete else None,
-        }
+        record = self._epoch_record(manifest)
         stored = self._store.create(f"epochs/{epoch:05d}.json", encode_json(record)).json()
-        if stored["dataset"] is None:
+        if stored["dataset"] is not None and not manifest.is_complete:
+            # Who began it knew already that the dataset was complete.
+            record = self._epoch_record(self._whole())
+        elif stored["dataset"] is None:
             # The epoch was begun while the dataset grew, in the order of the files.
             record |= {"dataset": None, "shuffle": False}
         differences = [
@@ -177,6 +177,15 @@ class StandaloneLedger:
         records = self._records_of(epoch, shuffle=bool(stored["shuffle"]))
         records.refresh()
         return records
+
+    def _epoch_record(self, manifest: BlockManifest) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "seed": self._seed,
+            "chunk_size": self._chunk_size,
+            "shuffle": self._shuffle and manifest.is_complete,
+            "dataset": manifest.digest if manifest.is_complete else None,
+        }
 
     def _records_of(self, epoch: int, *, shuffle: bool) -> EpochRecords:
         return EpochRecords(
@@ -236,7 +245,13 @@ class StandaloneLedger:
         )
         if lease is None:
             return None
-        if self._records.is_done(position):
+        try:
+            is_done = self._records.is_done(position)
+        except StoreUnavailable:
+            # Nobody would ever give back what is not held: without a heartbeat it is free again in the end.
+            lease.abandon()
+            raise
+        if is_done:
             lease.release()
             return None
         span = self._records.span(position)

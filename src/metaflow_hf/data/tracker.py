@@ -40,6 +40,7 @@ class ChunkTracker:
         shuffle: bool = True,
     ) -> None:
         self.worker_id = worker_id or f"{socket.gethostname()}-{os.getpid()}-{new_nonce()[:8]}"
+        self._dataset = dataset
         self._ledger = ledger or _standalone(
             root, dataset, worker_id=self.worker_id, lease_seconds=lease_seconds, seed=seed, shuffle=shuffle
         )
@@ -47,9 +48,13 @@ class ChunkTracker:
     def claim_chunk(self) -> Claim | None:
         """A chunk (or a claim of the rounds) for this worker alone, or ``None`` when nothing is free now.
 
-        After ``None``, ``check_epoch_complete`` tells whether the epoch is over or others are still at work.
+        After ``None``, ``check_epoch_complete`` tells whether the epoch is over or others are still at work. While
+        the dataset grows, more chunks may come; if nobody is writing the rest of it, ``UserError`` says so.
         """
-        return self._ledger.claim()
+        claim = self._ledger.claim()
+        if claim is None and isinstance(self._dataset, BlockManager):
+            self._dataset.check_growing()
+        return claim
 
     def mark_chunk_complete(self, claim: Claim, steps: int = 0) -> None:
         """Records the claim as trained; once, for ever. Raises ``ClaimLost`` when another worker took it over."""
@@ -107,13 +112,19 @@ def _standalone(
     blocks: Callable[[], BlockManifest]
     if isinstance(dataset, BlockManager):
         manager = dataset
-        blocks, chunk_size = (lambda: manager.manifest), manager.dataset_chunk_size
+        blocks, whole, chunk_size = (
+            (lambda: manager.manifest),
+            manager.wait_complete,
+            manager.dataset_chunk_size,
+        )
     else:
         manifest = dataset
-        blocks, chunk_size = (lambda: manifest), DEFAULT_CHUNK_SIZE
+        blocks = whole = lambda: manifest
+        chunk_size = DEFAULT_CHUNK_SIZE
     return StandaloneLedger(
         open_store(root) if isinstance(root, (str, Path)) else root,
         blocks,
+        whole=whole,
         chunk_size=chunk_size,
         worker_id=worker_id,
         lease_seconds=lease_seconds,

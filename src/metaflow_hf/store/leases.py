@@ -61,11 +61,15 @@ class Lease:
         """Stops renewing and frees the lease for the next one at once. Idempotent."""
         if self._stop.is_set():
             return
+        self.abandon()
+        if not self.lost:
+            self._write_heartbeat(released=True)
+
+    def abandon(self) -> None:
+        """Stops renewing and asks nothing of the store: the lease expires. Idempotent."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if not self.lost:
-            self._write_heartbeat(released=True)
 
     def start_renewing(self) -> None:
         """Starts the renewing thread; ``acquire`` does this unless told not to."""
@@ -176,6 +180,14 @@ def holder(store: ObjectStore, key: str) -> dict[str, Any] | None:
     """What the newest holder wrote about itself (``owner``, ``term``, …), or ``None`` if nobody ever held it."""
     term = _newest_term(store, key)
     return json.loads(store.get(_term_key(key, term))) if term else None
+
+
+def is_held(store: ObjectStore, key: str, *, observer: Observer) -> bool:
+    """Whether the newest holder's heartbeat moves, or may still move: expired by its own TTL it is not held."""
+    newest = holder(store, key)
+    return newest is not None and not _is_free(
+        store, key, int(newest["term"]), ttl=float(newest["ttl_seconds"]), observer=observer
+    )
 
 
 def current_owner(store: ObjectStore, key: str) -> str | None:
