@@ -1,6 +1,7 @@
 """``metaflow hf datasets``: what the hub has, by modality, and what training can do with it."""
 
 import sys
+from typing import Any
 
 from metaflow._vendor import click
 
@@ -18,17 +19,17 @@ def command() -> None:
     "--modality", help="text, document, image, audio, video, tabular, timeseries, geospatial or 3d."
 )
 @click.option("--author", help="Only those of this user or organisation.")
+@click.option("--language", help="A code such as en.")
+@click.option("--size", help="Rows: 1K, 1K-10K, 10K-100K, 100K-1M, 1M-10M, … 1T.")
 @click.option("--sort", default="downloads", show_default=True, help="downloads, likes, last_modified, …")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many at most.")
 @json_option
 @explained
-def search(
-    query: str | None, modality: str | None, author: str | None, sort: str, limit: int, as_json: bool
-) -> None:
+def search(as_json: bool, **wanted: Any) -> None:
     """One line per dataset, best first."""
     from metaflow_hf.hub import search_datasets
 
-    found = search_datasets(query, modality=modality, author=author, sort=sort, limit=limit)
+    found = search_datasets(**wanted)
     if as_json:
         print_json([dataset.to_json() for dataset in found])
         return
@@ -43,6 +44,20 @@ def search(
         for dataset in found
     ]
     print_table(("DATASET", "MODALITIES", "TRAINING", "DOWNLOADS", ""), rows, empty="no dataset was found")
+
+
+@command.command(help="What training can do with each modality of the hub's datasets.")
+@json_option
+@explained
+def modalities(as_json: bool) -> None:
+    """One line per modality."""
+    from metaflow_hf.hub.modalities import MODALITIES
+
+    if as_json:
+        print_json(MODALITIES)
+    else:
+        rows = [(name, f"modality:{name}", support) for name, support in MODALITIES.items()]
+        print_table(("MODALITY", "FILTER TAG", "TRAINING"), rows, empty="")
 
 
 @command.command(

@@ -15,6 +15,7 @@ from metaflow._vendor import click
 
 # name -> (module in this package, what `metaflow hf --help` says); the module's `command` is the click command.
 COMMANDS = {
+    "blocks": ("blocks", "Datasets of blocks: build, ls, preview, verify, stats."),
     "datasets": ("datasets", "Datasets of the hub: search by modality, download."),
     "demo-hub": ("demo_hub", "Serve the embedded hub, to try things without network."),
     "du": ("du", "How many bytes are stored, and for what."),

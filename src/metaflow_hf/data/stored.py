@@ -7,8 +7,9 @@ from typing import Any, Final, Self
 
 from metaflow_hf.data.manifest import BlockManifest
 from metaflow_hf.data.records import read_manifest
+from metaflow_hf.environment import node_cache_root
 from metaflow_hf.errors import IntegrityError, SelectionError
-from metaflow_hf.store import ObjectStore
+from metaflow_hf.store import ObjectStore, configured_store, open_store
 
 DATASETS: Final = "datasets"
 
@@ -62,6 +63,37 @@ def stored_datasets(store: ObjectStore) -> Iterator[StoredDataset]:
             yield StoredDataset(key=key, uri=dataset.uri, dataset_name=name.rpartition("-")[0])
         else:
             yield StoredDataset.of(manifest, key=key, uri=dataset.uri)
+
+
+def known_stores() -> list[tuple[str, ObjectStore]]:
+    """Where datasets without a directory of their own lie: Metaflow's datastore and this user's cache."""
+    return [("datastore", configured_store()), ("cache", open_store(node_cache_root()))]
+
+
+def open_dataset(name: str) -> ObjectStore:
+    """The store of a dataset of blocks: a directory, a URI, or a key in the datastore or in the cache.
+
+    Raises ``SelectionError`` when there is none.
+    """
+    found = find_dataset(name)
+    if found is None:
+        raise SelectionError(
+            f"{name!r} is no dataset of blocks: give its directory, URI or key; `metaflow hf blocks ls` lists keys."
+        )
+    return found
+
+
+def find_dataset(name: str) -> ObjectStore | None:
+    """As ``open_dataset``; ``None`` when there is no such dataset."""
+    if "://" in name:
+        return None if name.startswith("hf://") else open_store(name)
+    path = Path(name).expanduser()
+    if any((path / entry).exists() for entry in ("block_manifest.json", "blocks", "commits")):
+        return open_store(path)
+    key = name if name.startswith(f"{DATASETS}/") else f"{DATASETS}/{name}"
+    if path.is_absolute() or path.exists() or key.count("/") != 1:
+        return None
+    return next((store.child(key) for _, store in known_stores() if store.children(key)), None)
 
 
 def find_stored(source: str, store: ObjectStore) -> str | None:
