@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_hf.errors import SelectionError
+from metaflow_hf.errors import NotFound, SelectionError
+from metaflow_hf.hub.checkpoints import TaskCheckpoints
+from metaflow_hf.hub.linking import may_link
+from metaflow_hf.hub.loading import load_reference
 from metaflow_hf.hub.loadspec import parse_models, parse_snapshots
 from metaflow_hf.hub.records import RunContext
 from metaflow_hf.hub.task_models import MISSING, TaskModels
 from metaflow_hf.hub.task_snapshots import TaskSnapshots
+from metaflow_hf.store.checkpoints import CheckpointTask
+from metaflow_hf.store.models import delete_reference
 
 RUN = RunContext("FlowX", "1", "start", "7", "user:tester")
 
@@ -114,3 +119,98 @@ def test_a_dry_run_leaves_the_datastore_empty(task, store, files):
         with pytest.raises(SelectionError, match=r"snapshot_download\(…, dry_run=True\)"):
             load()
     assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("kind", ["snapshot", "model", "checkpoint"])
+def test_a_deleted_reference_is_one_clear_error_wherever_it_is_used(
+    task, models, store, said, tmp_path: Path, monkeypatch, kind
+):
+    monkeypatch.setattr("metaflow_hf.hub.loading.configured_store", lambda: store)
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    point = TaskCheckpoints(store, CheckpointTask(flow="FlowX", run="1", step="start", task="7"))
+    reference = {
+        "snapshot": lambda: task.snapshot_download("acme/model", allow_patterns="*.json"),
+        "model": lambda: models.save(tmp_path / "weights.bin"),
+        "checkpoint": lambda: point.save(tmp_path / "weights.bin"),
+    }[kind]()
+    assert reference["type"] == kind
+    delete_reference(store, reference)
+    for use in (
+        lambda: load_reference(reference),
+        lambda: load_reference(reference["key"], tmp_path / "out"),
+        lambda: models.load(reference),
+        lambda: models.load_entries(parse_models("artifact"), lambda _: reference),
+        lambda: point.load(reference),
+        lambda: delete_reference(store, reference),
+    ):
+        with pytest.raises(NotFound) as caught:
+            use()
+        assert reference["key"] in str(caught.value)
+        assert "it was deleted, or was written to another datastore" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    models.load_entries(parse_models("artifact"), lambda _: reference, best_effort=True)
+    assert "it was deleted" in said[-1]
+    # Whoever asks for the snapshot gets it again; the bytes were never gone.
+    if kind == "snapshot":
+        assert task.snapshot_download("acme/model", allow_patterns="*.json")["key"] == reference["key"]
+        assert Path(models.load(reference), "config.json").exists()
+
+
+@pytest.mark.parametrize(("argument", "variable"), [("copy", None), (None, "copy"), ("copy", "auto")])
+def test_who_wants_no_link_gets_writable_files(
+    task, store, tmp_path: Path, monkeypatch, argument, variable, own_hub
+):
+    monkeypatch.setattr("metaflow_hf.store.materialize.LARGE_BYTES", 1000)
+    monkeypatch.setattr("metaflow_hf.store.materialize._reflink", lambda *_: False)
+    task.load_entries(parse_snapshots("acme/model"))
+    linked = Path(task.loaded["acme/model"], "model-00001-of-00004.safetensors")
+    assert linked.stat().st_nlink > 1
+    if variable is not None:
+        monkeypatch.setenv("METAFLOW_HF_MATERIALIZE", variable)
+    own = {"run": RUN, "say": lambda _: None, "materialize": argument}
+    with TaskSnapshots(store, **own).load("acme/model") as path:
+        reference = task.snapshot_download("acme/model")
+        for place in (path, TaskModels(store, **own).load(reference)):
+            file = Path(place, linked.name)
+            assert file.stat().st_nlink == 1
+            assert file.stat().st_mode & 0o200
+
+
+def test_an_unknown_way_to_materialize_is_refused(monkeypatch):
+    with pytest.raises(SelectionError, match="materialize='symlink' is none of auto, copy"):
+        may_link("symlink")
+    monkeypatch.setenv("METAFLOW_HF_MATERIALIZE", "hard")
+    with pytest.raises(SelectionError, match="METAFLOW_HF_MATERIALIZE='hard'"):
+        may_link()
+    assert may_link("auto")
+
+
+def test_models_and_checkpoints_share_the_bytes_of_snapshots(task, models, store, tmp_path: Path):
+    with task.load("acme/model") as path:
+        blobs = [info.key for info in store.list("blobs")]
+        first = TaskCheckpoints(store, CheckpointTask(flow="Other", run="9", step="s", task="1"))
+        first.save(path)
+        models.save(path)
+    assert [info.key for info in store.list("blobs")] == blobs
+
+
+def test_checkpoints_are_listed_newest_first_and_loaded_into_the_directory(
+    store, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setenv("METAFLOW_HF_CACHE", str(tmp_path / "node"))
+    (tmp_path / "state").write_text("x")
+    who = CheckpointTask(flow="F", run="1", step="s", task="2")
+    point = TaskCheckpoints(store, who)
+    for name in ("a", "b", "a"):
+        point.save(tmp_path / "state", name=name)
+    assert [item["version"] for item in point.list()] == [3, 2, 1]
+    assert [item["version"] for item in point.list(name="a", attempt="0")] == [3, 1]
+    assert point.list(attempt=1) == []
+    assert [item.version for item in point.list(task="F/1/s/2", as_dict=False)] == [3, 2, 1]
+    assert len(point.list(full_namespace=True)) == 3
+    first = point.directory
+    loaded = point.load(point.list()[-1])
+    assert point.directory == loaded != first
+    point.close()
+    assert not Path(first).exists()
+    assert not Path(loaded).exists()

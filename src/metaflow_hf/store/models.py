@@ -99,9 +99,13 @@ def find_manifest(store: ObjectStore, reference: Reference | Mapping[str, Any] |
             return entry, read_manifest(store, entry, digest=digest)
         return key, read_manifest(store, key, digest=digest)
     except NotFound as error:
-        raise NotFound(
-            f"nothing is stored under {key!r} in {store.uri}: it was deleted, or was written to another datastore."
-        ) from error
+        raise _gone(store, key) from error
+
+
+def _gone(store: ObjectStore, key: str) -> NotFound:
+    return NotFound(
+        f"nothing is stored under {key!r} in {store.uri}: it was deleted, or was written to another datastore."
+    )
 
 
 def read_manifest_pointer(store: ObjectStore, key: str) -> str:
@@ -185,7 +189,10 @@ def delete_reference(store: ObjectStore, reference: Reference | Mapping[str, Any
     key = reference if isinstance(reference, str) else _key_of(reference)
     if not key.startswith(("snapshots/", "models/", "checkpoints/")):
         raise SelectionError(f"{key!r} is not the key of a snapshot's entry, a model or a checkpoint.")
-    store.head(key)
+    try:
+        store.head(key)
+    except NotFound as error:
+        raise _gone(store, key) from error
     store.delete(key)
 
 
