@@ -43,12 +43,17 @@ class Auditor:
         assert not done & skipped, "a position is both done and skipped"
         if number:
             self._check_step(self.manifests[-1], manifest, done)
+        self.check_weights(number, manifest, objects)
+        assert manifest["final"] == (len(done) + len(skipped) == self._num_positions)
+        self.manifests.append(manifest)
+
+    def check_weights(self, number: int, manifest: Manifest, objects: Mapping[str, bytes]) -> None:
+        """The weights are made of exactly what was accepted: of a trainer that counts, a one for all that is done."""
+        done = expand(manifest["done"])
         expected = np.zeros(self._num_positions, np.float32)
         expected[sorted(done)] = 1
         counts = read_tensor(objects[manifest["weights"]["key"]], "counts")
         assert np.array_equal(counts, expected), f"round {number}: weights {counts} for done {sorted(done)}"
-        assert manifest["final"] == (len(done) + len(skipped) == self._num_positions)
-        self.manifests.append(manifest)
 
     def _check_step(self, parent: Manifest, manifest: Manifest, done: set[int]) -> None:
         assert manifest["parent"] == self.digests[-1], "the chain is broken"

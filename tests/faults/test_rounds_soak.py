@@ -1,0 +1,91 @@
+"""Trainings by real processes under kills, stops and outages, judged by what lies in the store afterwards."""
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from s3_server import S3Server, s3_server
+from soak.chaos import Chaos
+from soak.contents import Bucket, Directory
+from soak.recompute import RecomputingAuditor
+from soak.trainings import NUM_POSITIONS, Training
+
+KILLS_ON_DISK = 12
+KILLS_ON_S3 = 8
+OUTAGE_SECONDS = 30
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as running:
+        yield running
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path):
+    training = Training(root=tmp_path, store=str(tmp_path / "store"))
+    training.prepare()
+    yield training
+    training.kill_all()
+
+
+@pytest.fixture
+def on_s3(tmp_path: Path, server: S3Server, monkeypatch):
+    from metaflow import metaflow_config
+
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(metaflow_config, "S3_ENDPOINT_URL", server.url)
+    training = Training(root=tmp_path, store=server.new_bucket(), environment=server.environment)
+    training.prepare()
+    yield training
+    training.kill_all()
+
+
+def audit(contents) -> RecomputingAuditor:
+    auditor = RecomputingAuditor(NUM_POSITIONS)
+    auditor.look(contents)
+    assert auditor.newest["final"]
+    assert auditor.newest["done"] == [[0, NUM_POSITIONS]]
+    return auditor
+
+
+@pytest.mark.timeout(300)
+def test_processes_hurt_at_random_on_disk(on_disk):
+    chaos = Chaos(training=on_disk, rng=random.Random(1), faults_left=KILLS_ON_DISK)
+    chaos.run()
+    assert sum(chaos.done.values()) >= KILLS_ON_DISK - 2
+    audit(Directory(Path(on_disk.store)))
+
+
+@pytest.mark.timeout(300)
+def test_processes_hurt_at_random_on_s3(on_s3, server):
+    chaos = Chaos(training=on_s3, rng=random.Random(2), faults_left=KILLS_ON_S3)
+    chaos.run()
+    assert sum(chaos.done.values()) >= KILLS_ON_S3 - 2
+    audit(Bucket(on_s3.store, server.url))
+
+
+@pytest.mark.timeout(300)
+def test_a_store_that_is_away_for_half_a_minute_costs_time_and_nothing_else(on_s3, server):
+    workers = on_s3.start(2)
+    workers[0].await_claims(3)
+    with server.away():
+        threading.Event().wait(OUTAGE_SECONDS)
+    assert [worker.end(200) for worker in workers] == [0, 0]
+    auditor = audit(Bucket(on_s3.store, server.url))
+    assert not any(manifest["failures"] for manifest in auditor.manifests)
+    assert not any("WorkLost" in worker.events for worker in workers)
+
+
+def test_the_auditor_sees_a_weight_that_nobody_trained(on_disk):
+    for worker in on_disk.start(2):
+        assert worker.end() == 0
+    store = Path(on_disk.store)
+    last = max(store.glob("weights/*/*/model.safetensors"))
+    content = bytearray(last.read_bytes())
+    content[-1] ^= 1
+    last.write_bytes(content)
+    with pytest.raises(AssertionError):
+        audit(Directory(store))
