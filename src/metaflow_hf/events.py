@@ -20,11 +20,16 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class DownloadProgress(Event):
-    """Bytes of one snapshot or dataset that have arrived; ``total_bytes`` is 0 while unknown."""
+    """Bytes of one snapshot or dataset that are here; ``total_bytes`` is 0 while unknown.
+
+    ``cached_bytes`` of ``done_bytes`` needed no network; ``retries`` counts how often the hub was asked again.
+    """
 
     name: str
     done_bytes: int
     total_bytes: int
+    cached_bytes: int = 0
+    retries: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,7 +74,8 @@ def get(
         _show_plan(snapshot_download(repo_id, dry_run=True, **arguments), as_json)
         return
     request = SnapshotRequest.of(repo_id, **arguments)
-    reference, path = bring_snapshot(request, progress_on(sys.stderr, say_on_stderr))
+    with progress_on(sys.stderr, say_on_stderr) as progress:
+        reference, path = bring_snapshot(request, progress)
     print_json({"path": str(path), "reference": reference.to_json()}) if as_json else click.echo(path)
 
 

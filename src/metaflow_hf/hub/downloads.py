@@ -2,6 +2,7 @@
 
 import fnmatch
 import logging
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from metaflow_hf.errors import IntegrityError, MetaflowHFError, SelectionError, StoreUnavailable
+from metaflow_hf.events import DownloadProgress, Event, OnEvent
 from metaflow_hf.hub.local import load_snapshot, open_snapshots, snapshot_download
 from metaflow_hf.hub.names import Selection
-from metaflow_hf.hub.progress import DownloadLines
+from metaflow_hf.hub.progress import progress_on
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.store.blobs import hash_file
@@ -60,22 +62,47 @@ def download_large_model(repo_id: str, **arguments: Any) -> str:
     """The path of a directory with all files, brought in stages: metadata and tokenizer first, then the weights.
 
     A wrong repository, a refused access or an unusable configuration shows before the first gigabyte. Both stages are
-    of one commit; progress in bytes goes to the log (``metaflow_hf.hub``). Killed in the middle, the next call goes on
+    of one commit; progress is of all bytes together, as a bar on a terminal, else in the log (``metaflow_hf.hub``). Killed in the middle, the next call goes on
     from there. Arguments and errors as ``snapshot_download``.
     """
     request = SnapshotRequest.of(repo_id, **arguments)
     if request.dry_run:
         raise SelectionError("download_large_model cannot rehearse: use snapshot_download(…, dry_run=True).")
-    lines = DownloadLines(logger.info)
-    snapshots = open_snapshots(lines)
-    request, plan = _planned(snapshots, request)
-    first = tuple(sorted(item.filename for item in plan if is_metadata(item.filename)))
-    total = sum(item.file_size or 0 for item in plan)
-    logger.info("%s: %d files, %d bytes, %d files of metadata first", repo_id, len(plan), total, len(first))
-    if first and len(first) < len(plan):
-        patterns = [pattern for path in first for pattern in Selection.file(path).allow or ()]
-        snapshots.ensure(replace(request, selection=Selection.of(patterns), local_dir=None, filename=None))
-    return str(load_snapshot(request, lines))
+    with progress_on(sys.stderr, logger.info) as progress:
+        request, plan = _planned(open_snapshots(), request)
+        first = tuple(sorted(item.filename for item in plan if is_metadata(item.filename)))
+        total = sum(item.file_size or 0 for item in plan)
+        logger.info(
+            "%s: %d files, %d bytes, %d files of metadata first", repo_id, len(plan), total, len(first)
+        )
+        stages = _Stages(progress, total)
+        if first and len(first) < len(plan):
+            patterns = [pattern for path in first for pattern in Selection.file(path).allow or ()]
+            metadata = replace(request, selection=Selection.of(patterns), local_dir=None, filename=None)
+            open_snapshots(stages).ensure(metadata)
+        return str(load_snapshot(request, stages))
+
+
+class _Stages:
+    """Two downloads as one for whoever listens: first a part of the files, then all, of which that part is there."""
+
+    def __init__(self, on_event: OnEvent, total_bytes: int) -> None:
+        self._on_event = on_event
+        self._total = total_bytes
+        self._first: DownloadProgress | None = None
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, DownloadProgress) and event.total_bytes < self._total:
+            self._first = event
+            event = replace(event, total_bytes=self._total)
+        elif isinstance(event, DownloadProgress) and self._first is not None:
+            brought = self._first.done_bytes - self._first.cached_bytes
+            event = replace(
+                event,
+                cached_bytes=max(event.cached_bytes - brought, 0),
+                retries=event.retries + self._first.retries,
+            )
+        self._on_event(event)
 
 
 def _planned(
@@ -114,10 +141,11 @@ def production_download(
         )
     target = Path(target_dir).absolute()
     request = SnapshotRequest.of(repo_id, **arguments)
-    snapshots = open_snapshots(DownloadLines(logger.info))
-    request, plan = _planned(snapshots, request)
-    _check_required([item.filename for item in plan], required_files, str(request.repo))
-    reference = snapshots.ensure(request)
+    with progress_on(sys.stderr, logger.info) as progress:
+        snapshots = open_snapshots(progress)
+        request, plan = _planned(snapshots, request)
+        _check_required([item.filename for item in plan], required_files, str(request.repo))
+        reference = snapshots.ensure(request)
     _, manifest = find_manifest(configured_store(), reference)
     what = f"{request.repo} at {reference.commit_hash[:12]}"
     if _is_published(target, manifest, what):

@@ -7,8 +7,6 @@ the sha256 in the hub's tree, small ones by git's sha1 within their own reposito
 import hashlib
 import logging
 import shutil
-import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -17,10 +15,11 @@ from typing import Final
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
 from metaflow_hf.errors import IntegrityError, SelectionError, StoreUnavailable
-from metaflow_hf.events import DownloadProgress, OnEvent
+from metaflow_hf.events import OnEvent
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.errors import EntryNotFoundError
 from metaflow_hf.hub.request import SnapshotRequest
+from metaflow_hf.hub.tally import Tally
 from metaflow_hf.hub.transfer import bring_file, check_file
 from metaflow_hf.store.blobs import Blobs
 from metaflow_hf.store.filenames import check_filenames
@@ -34,45 +33,6 @@ logger = logging.getLogger("metaflow_hf.hub")
 EARLIER_MANIFESTS: Final = 4
 # How often wrong bytes are asked for again.
 TRIES: Final = 3
-
-
-class Progress:
-    """How many bytes of one snapshot are on this node, counted from many threads and told to the listener."""
-
-    def __init__(self, name: str, total_bytes: int, on_event: OnEvent) -> None:
-        self._name = name
-        self._total = total_bytes
-        self._on_event = on_event
-        self._sizes: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._stopped = False
-
-    def tell(self, path: str, size: int) -> None:
-        """``size`` bytes of the file are here now. Raises ``_Stopped`` once ``stop`` was called."""
-        if self._stopped:
-            raise _Stopped
-        with self._lock:
-            self._sizes[path] = size
-            self._on_event(
-                DownloadProgress(
-                    time=time.time(), name=self._name, done_bytes=self._done(), total_bytes=self._total
-                )
-            )
-
-    def stop(self) -> None:
-        """Ends the transfers under way at their next bytes; what has arrived stays in the staging directory."""
-        self._stopped = True
-
-    def __str__(self) -> str:
-        with self._lock:
-            return f"{self._name}: {self._done()} of {self._total} bytes"
-
-    def _done(self) -> int:
-        return sum(self._sizes.values())
-
-
-class _Stopped(Exception):  # noqa: N818  never leaves this module
-    """Another file of the snapshot failed, or the user interrupted it."""
 
 
 def select_files(client: HubClient, request: SnapshotRequest, commit_hash: str) -> list[RemoteFile]:
@@ -164,8 +124,7 @@ class Fetcher:
             return blobs.heal(path, file.blob, digest)
 
         self._cache.forget(file.sha256)
-        progress = Progress(file.path, file.size, self._on_event)
-        self._bring_file(remote, commit_hash, staging, heal, progress)
+        self._bring_file(remote, commit_hash, staging, heal, Tally(file.path, file.size, self._on_event))
 
     def _store_files(
         self, files: list[RemoteFile], commit_hash: str, staging: Path
@@ -176,7 +135,14 @@ class Fetcher:
         logger.info(
             "%s: %d of %d files are stored already", self._request.repo, len(files) - len(missing), len(files)
         )
-        brought = self._bring(missing, commit_hash, staging, blobs) if missing else []
+        tally = Tally(
+            f"{self._request.repo.repo_id}@{commit_hash[:12]}",
+            sum(file.size for file in files),
+            self._on_event,
+            cached_bytes=sum(entry.size for entry in found if entry is not None),
+        )
+        tally.tell()
+        brought = self._bring(missing, commit_hash, staging, blobs, tally) if missing else []
         return (*(entry for entry in found if entry is not None), *brought)
 
     def _find(self, files: list[RemoteFile], blobs: Blobs, *, use_known: bool) -> list[ManifestFile | None]:
@@ -194,7 +160,7 @@ class Fetcher:
             return list(pool.map(find, files))
 
     def _bring(
-        self, missing: list[RemoteFile], commit_hash: str, staging: Path, blobs: Blobs
+        self, missing: list[RemoteFile], commit_hash: str, staging: Path, blobs: Blobs, tally: Tally
     ) -> list[ManifestFile]:
         total = sum(file.size for file in missing)
         repo = self._request.repo
@@ -202,23 +168,20 @@ class Fetcher:
         logger.info(
             "downloading %d files, %d bytes, of %s from %s", len(missing), total, repo, self._client.endpoint
         )
-        progress = Progress(f"{repo.repo_id}@{commit_hash[:12]}", total, self._on_event)
-
-        progress.tell("", 0)
 
         def bring(file: RemoteFile) -> ManifestFile:
-            return self._bring_file(file, commit_hash, staging, blobs.replace, progress)
+            return self._bring_file(file, commit_hash, staging, blobs.replace, tally)
 
         with ThreadPoolExecutor(self._request.max_workers) as pool:
             futures = [pool.submit(bring, file) for file in missing]
             try:
                 return _results(futures)
             except (KeyboardInterrupt, SystemExit):
-                logger.warning("interrupted at %s; run again on this machine to resume", progress)
+                logger.warning("interrupted at %s; run again on this machine to resume", tally)
                 raise
             finally:
                 # One failure ends it: what has not begun need not begin, what runs stops and is resumed later.
-                progress.stop()
+                tally.stop()
                 for future in futures:
                     future.cancel()
 
@@ -228,7 +191,7 @@ class Fetcher:
         commit_hash: str,
         staging: Path,
         store: Callable[[Path, Digest], str],
-        progress: Progress,
+        tally: Tally,
     ) -> ManifestFile:
         place = staging / hashlib.sha256(file.path.encode()).hexdigest()[:32]
         for attempt in range(1, TRIES + 1):
@@ -239,7 +202,7 @@ class Fetcher:
                     commit_hash,
                     file,
                     place,
-                    on_size=lambda size: progress.tell(file.path, size),
+                    progress=tally.file(file.path),
                     use_hub_cache=attempt == 1,
                 )
                 digest = check_file(place, file)

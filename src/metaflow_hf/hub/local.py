@@ -119,12 +119,13 @@ def load_snapshot(request: SnapshotRequest, on_event: OnEvent | None = None) -> 
 
 def bring_snapshot(request: SnapshotRequest, on_event: OnEvent | None = None) -> tuple[SnapshotRef, Path]:
     """A request's reference and directory. Progress is a bar on a terminal, else lines in the log, unless ``on_event``."""
-    snapshots = open_snapshots(on_event or progress_on(sys.stderr, logger.info))
-    reference = snapshots.ensure(request)
-    if request.local_dir is not None:
-        return reference, snapshots.load(reference, Path(request.local_dir), token=request.token)
-    target = _tree(snapshots.cache, reference.key.removeprefix("snapshots/global/"))
-    snapshots.load(reference, target, link_large=True, token=request.token)
+    with progress_on(sys.stderr, logger.info) as progress:
+        snapshots = open_snapshots(on_event or progress)
+        reference = snapshots.ensure(request)
+        if request.local_dir is not None:
+            return reference, snapshots.load(reference, Path(request.local_dir), token=request.token)
+        target = _tree(snapshots.cache, reference.key.removeprefix("snapshots/global/"))
+        snapshots.load(reference, target, link_large=True, token=request.token)
     os.utime(target)
     trim(snapshots.cache)
     return reference, target

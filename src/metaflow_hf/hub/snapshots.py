@@ -25,6 +25,7 @@ from metaflow_hf.hub.loading import load_manifest
 from metaflow_hf.hub.names import Repo, Selection
 from metaflow_hf.hub.records import Pins, Refs, Resolved, RunContext
 from metaflow_hf.hub.request import SnapshotRequest
+from metaflow_hf.hub.tally import Tally
 from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store import leases
 from metaflow_hf.store.manifests import Manifest, read_manifest
@@ -109,6 +110,8 @@ class Snapshots:
         manifest = None if request.force_download else self._cached(manifest_key)
         if manifest is None:
             manifest = self._fetch(request, resolved, manifest_key)
+        else:
+            self._tell_cached(request, resolved, manifest)
         key = self._entry_key(request, resolved.commit_hash)
         entry = {"schema": 1, "type": SnapshotRef.TYPE, "manifest": manifest_key}
         self._store.create(key, encode_json(entry))
@@ -177,6 +180,10 @@ class Snapshots:
             on_event=self._on_event,
         )
 
+    def _tell_cached(self, request: SnapshotRequest, resolved: Resolved, manifest: Manifest) -> None:
+        name = f"{request.repo.repo_id}@{resolved.commit_hash[:12]}"
+        Tally(name, manifest.size, self._on_event, cached_bytes=manifest.size).tell()
+
     def _cached(self, manifest_key: str) -> Manifest | None:
         try:
             return read_manifest(self._store, manifest_key)
@@ -214,7 +221,9 @@ class Snapshots:
             done=lambda: not request.force_download and self._cached(manifest_key) is not None,
         )
         if lease is None:
-            return read_manifest(self._store, manifest_key)
+            manifest = read_manifest(self._store, manifest_key)
+            self._tell_cached(request, resolved, manifest)
+            return manifest
         with lease:
             try:
                 return fetcher.fetch(commit, manifest_key)

@@ -22,20 +22,32 @@ from metaflow_hf import environment
 from metaflow_hf.errors import HubUnavailable, IntegrityError, StoreUnavailable
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.names import Repo
+from metaflow_hf.hub.tally import FileTally
 from metaflow_hf.store.objects import Digest
 
 logger = logging.getLogger("metaflow_hf.hub")
 
-# Told how many bytes of the file are on this node now.
-OnSize = Callable[[int], None]
 
+def silent_bar(progress: FileTally) -> type[tqdm]:
+    """A class of huggingface_hub's bars that draws nothing and passes on what one file's bar is told."""
 
-class _SilentBar(tqdm):
-    """huggingface_hub's progress bar, switched off: progress is reported for the whole snapshot."""
+    class SilentBar(tqdm):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **{**kwargs, "disable": True})  # type: ignore[no-untyped-call]
+            self.size = 0
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        kwargs["disable"] = True
-        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        def update(self, n: float | None = 1) -> None:
+            self.size += int(n or 0)
+            progress.noted(self.size)
+
+        # What Xet reports besides: bytes of its own chunks, on their way to becoming bytes of the file.
+        def update_transfer(self, n: float) -> None:
+            pass
+
+        def set_transfer_postfix_str(self, *args: object, **kwargs: object) -> None:
+            pass
+
+    return SilentBar
 
 
 def bring_file(
@@ -45,7 +57,7 @@ def bring_file(
     file: RemoteFile,
     place: Path,
     *,
-    on_size: OnSize,
+    progress: FileTally,
     use_hub_cache: bool = True,
 ) -> None:
     """Completes the file at ``place``, going on after what an earlier process left there.
@@ -60,14 +72,15 @@ def bring_file(
             place.unlink()
         if use_hub_cache and (_size(place) < file.size or not place.exists()):
             _copy_from_hub_cache(repo, file, place)
+        progress.found(_size(place))
         if place.exists() and _size(place) == file.size:
             logger.debug("%s is on this node already", what)
         elif file.is_xet and _can_use_xet():
-            client.repeat(what, lambda: _get_by_xet(client, repo, commit_hash, file, place))
+            client.repeat(what, lambda: _get_by_xet(client, repo, commit_hash, file, place, progress))
         else:
             url = client.file_url(repo, commit_hash, file.path)
             _repeat_while_it_grows(
-                place, lambda: client.repeat(what, lambda: _get_by_http(client, url, file, place, on_size))
+                place, lambda: client.repeat(what, lambda: _get_by_http(client, url, file, place, progress))
             )
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError):
@@ -76,7 +89,7 @@ def bring_file(
             f"{what} cannot be written to {place.parent}: {error.strerror}. Make room there, or set METAFLOW_HF_CACHE to "
             "a larger disk."
         ) from error
-    on_size(file.size)
+    progress.arrived(file.size)
 
 
 def check_file(place: Path, file: RemoteFile) -> Digest:
@@ -111,7 +124,8 @@ def _repeat_while_it_grows(place: Path, request: Callable[[], None]) -> None:
             return
 
 
-def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, on_size: OnSize) -> None:
+def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, progress: FileTally) -> None:
+    progress.trying()
     # Compressed on the way, a file could not be continued.
     headers = {**client.request_headers(), "Accept-Encoding": "identity"}
     with place.open("ab") as out:
@@ -136,7 +150,7 @@ def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, on_
                     out.truncate(0)
                     raise IntegrityError(f"{file.path!r} comes with more than its {file.size} bytes.")
                 out.write(chunk)
-                on_size(size)
+                progress.arrived(size)
     if size != file.size:
         raise IntegrityError(f"{file.path!r} came with {size} bytes instead of {file.size}.")
 
@@ -154,7 +168,10 @@ def _can_use_xet() -> bool:
     return importlib.util.find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
 
 
-def _get_by_xet(client: HubClient, repo: Repo, commit_hash: str, file: RemoteFile, place: Path) -> None:
+def _get_by_xet(
+    client: HubClient, repo: Repo, commit_hash: str, file: RemoteFile, place: Path, progress: FileTally
+) -> None:
+    progress.trying()
     folder = place.with_name(f"{place.name}.xet")
     found = hf_hub_download(
         repo.repo_id,
@@ -165,7 +182,7 @@ def _get_by_xet(client: HubClient, repo: Repo, commit_hash: str, file: RemoteFil
         endpoint=client.endpoint.url,
         token=client.token,
         headers=client.headers,
-        tqdm_class=_SilentBar,
+        tqdm_class=silent_bar(progress),
     )
     Path(found).replace(place)
     shutil.rmtree(folder)
