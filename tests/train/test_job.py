@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from metaflow_hf.errors import ConfigError
 from metaflow_hf.report import UnigramModel, plan_text
 from metaflow_hf.store import datastore
 from metaflow_hf.train import devices
+from metaflow_hf.train.heldout import first_texts
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.planning import check_length
 from metaflow_hf.train.speed import tokens_per_second
@@ -215,3 +217,39 @@ def test_branches_on_the_cpu_share_its_cores(monkeypatch):
 )
 def test_chunks_suit_the_memory(gib: int, samples: int):
     assert chunk_samples(gib * 2**30) == samples
+
+
+def with_evaluation(local_run: Path, rows: list[str], **evaluation) -> TrainingJob:
+    (local_run / "train.txt").write_text("".join(f"{row}\n" for row in rows), "utf-8")
+    (local_run / "test.txt").write_text("".join(f"held out {number}\n" for number in range(2_500)), "utf-8")
+    values = {
+        "model": {"repo_id": "a/tiny"},
+        "data": {"dataset": f"{local_run}/train.txt", "evaluation_dataset": f"{local_run}/test.txt"},
+        "evaluation": evaluation,
+    }
+    return TrainingJob.configured(values, run="F-1")
+
+
+def test_an_evaluation_dataset_is_built_once_whatever_is_read_of_it(local_run: Path):
+    few = with_evaluation(local_run, ["a row"], max_samples=10).build()
+    stored = local_run / ".metaflow" / "mf.hf"
+    # How much more than one block was written by then is a matter of time.
+    assert few._open(few.heldout).manifest.total_samples in (1_000, 2_000, 2_500)
+    with few._open(few.heldout) as blocks:
+        assert first_texts(blocks, 10) == [f"held out {number}" for number in range(10)]
+    many = with_evaluation(local_run, ["a row"], max_samples=2_400).build()
+    assert many.heldout == few.heldout
+    assert len(list((stored / "datasets").iterdir())) == 2
+    with many._open(many.heldout) as blocks:
+        assert first_texts(blocks, 2_400) == [f"held out {number}" for number in range(2_400)]
+    everything = with_evaluation(local_run, ["a row"], max_samples=100_000).build()
+    with everything._open(everything.heldout) as blocks:
+        assert len(first_texts(blocks, 100_000)) == 2_500
+
+
+def test_what_is_trained_is_no_evaluation_dataset(local_run: Path):
+    job = with_evaluation(local_run, ["a row"])
+    job.check_data()
+    config = job.config.replace(data={"evaluation_dataset": job.config.data.dataset})
+    with pytest.raises(ConfigError, match="nothing would be held out. Name another split"):
+        replace(job, config=config).check_data()

@@ -169,3 +169,35 @@ def test_a_run_ends_with_its_data_or_its_tokens():
     assert Budget(10, 2_000).fraction(2, 1_500) == 0.75
     assert Budget(10, 2_000).fraction(9, 100) == 0.9
     assert Budget(10).planned_tokens(5, 1_000) == 2_000
+
+
+def test_what_is_foreseen_is_claimed_next_unless_somebody_was_faster(lineage, make):
+    base = close(lineage, 0)
+    ours, theirs = make("a"), make("b")
+    for ledger in (ours, theirs):
+        ledger.enter(base, contributors=2)
+    for _ in range(2):
+        claim = ours.claim()
+        foreseen = ours.foresee()
+        assert foreseen == ours.foresee(), "one guess until it is used"
+        assert foreseen.position != claim.position
+        ours.complete(claim, 1)
+        following = ours.claim()
+        assert (following.position, following.start) == (foreseen.position, foreseen.start)
+        ours.complete(following, 1)
+    in_hand = ours.claim()
+    position = ours.foresee().position
+    while (claim := theirs.claim()) is not None and claim.position != position:
+        theirs.complete(claim, 1)
+    ours.complete(in_hand, 1)
+    following = ours.claim()
+    assert following is None or following.position != position
+
+
+def test_after_the_last_position_nothing_is_foreseen(lineage, make):
+    ledger = make("a")
+    ledger.enter(close(lineage, 0, done=[(0, 9)]), contributors=1)
+    claim = ledger.claim()
+    assert ledger.foresee() is None
+    ledger.complete(claim, 1)
+    assert ledger.claim() is None

@@ -8,11 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metaflow_hf.config import ModelConfig
-from metaflow_hf.errors import ConfigError, TrainingIncomplete
+from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
+from metaflow_hf.data.batches import encode_rows, make_batches
+from metaflow_hf.errors import ConfigError, TrainingIncomplete, UnsupportedModelError
 from metaflow_hf.events import RoundClosed
 from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
-from metaflow_hf.train import evaluate, export_lineage, generate
+from metaflow_hf.train import evaluate, evaluation, export_lineage, generate
 from metaflow_hf.train.heldout import heldout_texts
 from metaflow_hf.train.models import load_model, load_tokenizer
 
@@ -185,3 +187,90 @@ def test_a_token_before_each_document_is_context_and_not_predicted(model_dir):
     keep[len(rows[0]) - 1] = False
     assert measured.tokens == int(keep.sum())
     assert measured.loss == pytest.approx(float(losses[keep].mean()), rel=1e-5)
+
+
+CHATS = [
+    [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "the list of a file"},
+        {"role": "assistant", "content": "the name of a file"},
+        {"role": "user", "content": "is it the value"},
+        {"role": "assistant", "content": "größe"},
+    ],
+    [{"role": "user", "content": "the value"}, {"role": "assistant", "content": "of a list"}],
+]
+SAID = ["the name of a file<|im_end|>\n", "größe<|im_end|>\n", "of a list<|im_end|>\n"]
+
+
+def test_of_conversations_is_counted_what_training_counts(model_dir):
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    found = evaluate(model, CHATS, tokenizer, sequence_length=1000)
+    assert found.bytes == sum(len(text.encode()) for text in SAID)
+    # What training counts, in one sequence, as the trainer computes it.
+    documents = encode_rows([{"messages": chat} for chat in CHATS], tokenizer, text_column="messages")
+    [batch] = make_batches(documents, sequence_length=1000, eos_token_id=tokenizer.eos_token_id)
+    assert found.tokens == batch.num_tokens
+    assert tokenizer.decode(batch.labels[batch.labels != -100]) == "".join(
+        [*SAID[:2], tokenizer.eos_token, SAID[2], tokenizer.eos_token]
+    )
+    with torch.no_grad():
+        loss = float(model(**batch.to_mapping()).loss)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
+    everything = evaluate(model, CHATS, tokenizer, sequence_length=1000, loss_on="all")
+    assert everything.tokens > found.tokens
+    assert everything.bytes > found.bytes
+
+
+def test_held_out_conversations_need_no_tokenizer(training, tmp_path):
+    rows = "".join(json.dumps({"messages": CHATS[n % 2], "n": n}) + "\n" for n in range(20))
+    rows += json.dumps({"messages": [{"role": "assistant", "content": "once"}]}) + "\n"
+    (tmp_path / "raw.jsonl").write_text(rows)
+    process_raw_dataset_to_blocks(tmp_path / "raw.jsonl", tmp_path / "blocks", "chats")
+    with BlockManager(tmp_path / "blocks") as blocks:
+        [only] = heldout_texts(blocks, training.config)
+        assert only.messages == [{"role": "assistant", "content": "once"}]
+        with pytest.raises(ConfigError, match="occurs only once"):
+            heldout_texts(blocks, training.config.replace(data={"max_samples": 20}))
+
+
+@pytest.mark.parametrize("limit", [1, 300 * 4 * 3, 300 * 4 * 40])
+@pytest.mark.parametrize("can_roll_out", [True, False])
+def test_the_figure_does_not_depend_on_how_many_logits_there_are_at_once(
+    model_dir, monkeypatch, caplog, limit, can_roll_out
+):
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = ["the list of a file is the name of it " * 9, "von der Größe"]
+    expected = evaluate(model, texts, tokenizer, sequence_length=16)
+    monkeypatch.setattr(evaluation, "LOGITS_BYTES", limit)
+    if not can_roll_out:
+        refused = UnsupportedModelError("as if")
+        monkeypatch.setattr(evaluation, "_rolled_out", lambda *arguments: (_ for _ in ()).throw(refused))
+    made = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: made.append(
+            output.shape[0] * output.shape[1] if output.dim() == 3 else len(output)
+        )
+    )
+    found = evaluate(model, texts, tokenizer, sequence_length=16)
+    assert (found.tokens, found.bytes) == (expected.tokens, expected.bytes)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    if limit >= 300 * 4 * 16:
+        assert max(made) == 32, "two windows at once"
+    elif not can_roll_out:
+        assert max(made) == 16
+        assert "are made at once: as if" in caplog.text
+
+
+def test_long_windows_are_rolled_out(model_dir, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = ["the list of a file is the name of it " * 20]
+    expected = evaluate(model, texts, tokenizer, sequence_length=100)
+    monkeypatch.setattr(evaluation, "LOGITS_BYTES", 300 * 4 * 30)
+    lengths = []
+    model.model.layers[0].register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    found = evaluate(model, texts, tokenizer, sequence_length=100)
+    assert max(lengths) == 30
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
