@@ -7,8 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 from metaflow_hf.data.columns import find_text_column
-from metaflow_hf.data.encoding import RowEncoder
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
+from metaflow_hf.data.open_block import scratch_directory
+from metaflow_hf.data.reading import encoded_batches
 from metaflow_hf.data.records import is_published, read_completion, read_manifest
 from metaflow_hf.data.sources import Source, open_source
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
@@ -49,10 +50,10 @@ def build_blocks(
     flows to the user's cache directory, under a key of its own.
 
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
-    ones; ``progress`` is called with the manifest so far after each block. ``num_proc`` is the most processes that
-    may be used; the result does not depend on it (one process reads, checks and writes at present). Raises ``ConfigError`` when the text
-    column is unclear (before anything is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and
-    the hub's errors.
+    ones; ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
+    processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
+    ahead); the result does not depend on it. Raises ``ConfigError`` when the text column is unclear (before anything
+    is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
     """
     if num_proc < 1:
         raise ConfigError(f"num_proc must be at least 1, got {num_proc}.")
@@ -69,7 +70,9 @@ def build_blocks(
         dataset_name=dataset_name,
     )
     store = default_store(spec) if output_dir is None else open_store(output_dir)
-    return write_dataset(opened, spec, store, progress=progress, lease_seconds=lease_seconds)
+    return write_dataset(
+        opened, spec, store, progress=progress, lease_seconds=lease_seconds, num_proc=num_proc
+    )
 
 
 def process_raw_dataset_to_blocks(
@@ -141,10 +144,11 @@ def write_dataset(
     progress: Progress | None = None,
     lease_seconds: float = LEASE_SECONDS,
     stop: Callable[[], bool] = lambda: False,
+    num_proc: int = 1,
 ) -> BlockManifest:
     """Writes what is missing of the dataset, or waits while another process does.
 
-    ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
+    With ``num_proc`` above 1 that many further processes read and encode. ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
     """
     lease = hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))
     if lease is None:
@@ -153,15 +157,15 @@ def write_dataset(
         writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
         if writer.is_complete:
             return writer.finish()
-        encoder = RowEncoder(
-            spec.text_column or "text", ascii_only=spec.ascii_only, on_bad_row=spec.on_bad_row
+        rows = encoded_batches(
+            source, spec, writer.cursor, num_proc=num_proc, directory=scratch_directory(store)
         )
         try:
-            with closing(source.batches(writer.cursor)) as batches:
-                for batch in batches:
+            with closing(rows):
+                for batch in rows:
                     if stop():
                         return _finished(store, spec)
-                    if not writer.append(encoder.encode(batch)):
+                    if not writer.append(batch):
                         break
             return writer.finish()
         finally:

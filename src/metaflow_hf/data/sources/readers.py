@@ -61,9 +61,9 @@ def read_jsonl(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> I
             offset += len(data)
 
 
-def read_text(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
-    """One row per line, split at line feeds only, the text unchanged."""
-    for lines in read_jsonl(file, cursor):
+def read_text(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[Batch]:
+    """One row per line, split at line feeds only, the text unchanged; otherwise as ``read_jsonl``."""
+    for lines in read_jsonl(file, cursor, stop):
         yield InputRows(list(map(_text_row, lines.rows)), lines.name, lines.first_row, lines.after)
 
 
@@ -83,8 +83,8 @@ def read_csv(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     yield from _read_rows(file, cursor, lambda stream, name: _csv_rows(stream, name, delimiter))
 
 
-def read_parquet(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
-    """Row group by row group; goes on in the cursor's row group."""
+def read_parquet(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[Batch]:
+    """Row group by row group; goes on in the cursor's row group. Row ``stop``, the end of one, is the end."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -92,6 +92,8 @@ def read_parquet(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
         parquet = pa.parquet.ParquetFile(stream)
         first = 0
         for group in range(parquet.num_row_groups):
+            if stop is not None and first >= stop:
+                return
             rows = parquet.metadata.row_group(group).num_rows
             if first + rows > cursor.row:
                 batches = parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], use_threads=False)
