@@ -1,8 +1,7 @@
-"""All three decorators in one step, whose first attempts are killed one write later each."""
+"""All three decorators in one step, whose first attempts are killed at one of their writes each."""
 
 import os
 import signal
-import threading
 from pathlib import Path
 
 from metaflow import FlowSpec, Parameter, checkpoint, current, huggingface_hub, model, retry, step
@@ -12,36 +11,31 @@ from metaflow_hf.store.obstore_backend import ObstoreBackend
 
 # A killed download is taken over sooner.
 Snapshots.__init__.__kwdefaults__["lease_seconds"] = 1.0
-WRITES = ("create", "put", "upload", "take", "delete")
+# Which argument of a write is its key.
+KEY_OF = {"create": 1, "put": 1, "upload": 2, "take": 2, "delete": 1}
 
 
-writes = []
+def die(when, prefix):
+    """This process is killed before (or after) its first write of the library to a key that begins with `prefix`."""
 
-
-def die_at(n):
-    """This process is killed around its n-th write of the library: before it when n is odd, after it when even."""
-
-    def mortal(write):
+    def mortal(write, position):
         def wrapped(*arguments, **keywords):
-            if threading.current_thread().name.startswith("lease "):
-                return write(*arguments, **keywords)
-            writes.append(write.__name__)
-            is_last = len(writes) == n
-            if is_last and n % 2:
+            is_it = arguments[position].startswith(f"{prefix}/")
+            if is_it and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             answer = write(*arguments, **keywords)
-            if is_last:
+            if is_it:
                 os.kill(os.getpid(), signal.SIGKILL)
             return answer
 
         return wrapped
 
-    for name in WRITES:
-        setattr(ObstoreBackend, name, mortal(getattr(ObstoreBackend, name)))
+    for name, position in KEY_OF.items():
+        setattr(ObstoreBackend, name, mortal(getattr(ObstoreBackend, name), position))
 
 
 class KilledWritesFlow(FlowSpec):
-    kills = Parameter("kills", default="")
+    kills = Parameter("kills")
 
     @retry(times=4, minutes_between_retries=0)
     @checkpoint
@@ -49,19 +43,22 @@ class KilledWritesFlow(FlowSpec):
     @huggingface_hub
     @step
     def start(self):
-        kills = [int(n) for n in self.kills.split(",") if n]
+        kills = self.kills.split(",")
         attempt = current.retry_count
-        die_at(kills[attempt] if attempt < len(kills) else 0)
+        if attempt < len(kills):
+            die(*kills[attempt].split())
         before = current.checkpoint.info
         version = before["version"] if before else 0
         state = Path(current.checkpoint.directory, "state")
         # Each checkpoint is whole: its content is its version.
         assert not before or state.read_text() == f"version {version} " * 1000
-        self.base = current.huggingface_hub.snapshot_download("gpt2", allow_patterns=["*.json", "*.safetensors"])
+        self.base = current.huggingface_hub.snapshot_download(
+            "gpt2", allow_patterns=["*.json", "*.safetensors"]
+        )
         state.write_text(f"version {version + 1} " * 1000)
         current.checkpoint.save()
         self.saved = current.model.save(current.checkpoint.directory, label="final")
-        print(f"attempt {attempt} ended after {len(writes)} writes")
+        print(f"attempt {attempt} ended")
         self.next(self.end)
 
     @model(load=["base", "saved"])
