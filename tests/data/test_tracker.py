@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -207,6 +208,28 @@ def test_a_claim_of_the_last_epoch_can_still_be_completed(worker):
     assert (slow.progress()["epoch"], slow.progress()["done_chunks"]) == (1, 0)
 
 
+def test_many_threads_and_workers_that_start_an_epoch_at_once_start_one(worker):
+    ledgers = [worker(samples=(60,)) for _ in range(8)]
+    drain(ledgers[0])
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda ledger: ledger.start_new_epoch(), ledgers))
+    assert {ledger.progress()["epoch"] for ledger in ledgers} == {1}
+    assert ledgers[0]._store.children("epochs") == ["00000.json", "00001.json"]
+    assert len(drain(ledgers[3])) == 20
+
+
+def test_a_worker_that_slept_through_an_epoch_catches_up_one_by_one(worker):
+    awake, asleep = worker(samples=(9,)), worker(samples=(9,))
+    for _ in range(2):
+        drain(awake)
+        awake.start_new_epoch()
+    assert asleep.claim() is None
+    asleep.start_new_epoch()
+    assert (asleep.progress()["epoch"], asleep.is_epoch_complete()) == (1, True)
+    asleep.start_new_epoch()
+    assert len(drain(asleep)) == 3
+
+
 @pytest.mark.parametrize(
     "other", [{"seed": 1}, {"chunk_size": 4}, {"shuffle": False}, {"samples": (10, 10, 6)}]
 )
@@ -252,26 +275,80 @@ def test_full_thousands_are_summed_up_so_that_a_start_lists_few(
     assert late.progress()["done_samples"] == 1000
 
 
-@pytest.mark.slow
-def test_the_cost_of_a_claim_and_of_a_start_does_not_grow(recording_store, memory_store):
-    """10,000 blocks, 250,000 chunks: the middle of the epoch costs what its beginning does."""
-    manifest = manifest_of(*([100_000] * 10_000))
-    settings = {"chunk_size": 4_000, "lease_seconds": 120}
-    first = StandaloneLedger(memory_store, lambda: manifest, worker_id="a", **settings)
-    records = first._records
-    for thousand in range(125):
-        memory_store.create(records._full_key(thousand), b'{"chunks":1000,"samples":4000000}')
-    costs = {}
-    for name, root in (("beginning", memory_store.child("fresh")), ("middle", memory_store)):
-        store = recording_store(root)
-        ledger = StandaloneLedger(store, lambda: manifest, worker_id="b", **settings)
-        start = len(store.calls)
-        for _ in range(20):
-            ledger.complete(ledger.claim(), 1)
-        costs[name] = (start, (len(store.calls) - start) / 20)
-    assert costs["middle"][0] <= costs["beginning"][0] + 1
-    assert costs["middle"][1] <= costs["beginning"][1] + 1
-    assert costs["middle"][1] < 20
+LARGE = manifest_of(*([100_000] * 9_999), 52_000)
+LARGE_THOUSANDS = 250
+
+
+@pytest.fixture
+def at_large(memory_store, recording_store):
+    """Makes 64 workers of 10,000 blocks, 249,988 chunks, of which the first so many thousands are done."""
+    made = []
+
+    def make(thousands_done):
+        root = memory_store.child(f"after-{thousands_done}")
+        workers = []
+        for number in range(64):
+            store = recording_store(root)
+            ledger = StandaloneLedger(
+                store, lambda: LARGE, chunk_size=4_000, worker_id=f"w{number}", rng=random.Random(number)
+            )
+            workers.append((ledger, store))
+            if number == 0:
+                for thousand in range(thousands_done):
+                    root.create(ledger._records._full_key(thousand), b"{}")
+                ledger._records.refresh()
+        made.extend(ledger for ledger, _ in workers)
+        return workers
+
+    yield make
+    for ledger in made:
+        ledger.close()
+
+
+def test_what_a_claim_costs_does_not_grow_with_the_dataset_nor_with_what_is_done(at_large):
+    """Operations of the store, as 64 workers claim and complete in turn, at three places of the epoch."""
+    starts, claims, completions = {}, {}, {}
+    for done in (0, 125, 249):
+        workers = at_large(done)
+        starts[done] = len(workers[-1][1].calls)
+        positions = set()
+        for _ in range(2):
+            held = []
+            for store in (store for _, store in workers):
+                store.calls.clear()
+            for ledger, store in workers:
+                held.append(ledger.claim())
+                claims[done] = max(claims.get(done, 0), len(store.calls))
+                store.calls.clear()
+            for (ledger, store), claim in zip(workers, held, strict=True):
+                ledger.complete(claim, 1)
+                completions[done] = max(completions.get(done, 0), len(store.calls))
+            assert positions.isdisjoint(claim.position for claim in held)
+            positions |= {claim.position for claim in held}
+        assert len(positions) == 2 * 64
+        assert {position // THOUSAND for position in positions} == {done}
+    assert set(starts.values()) == {3}, starts
+    assert max(claims.values()) <= 24, claims
+    assert max(claims.values()) <= min(claims.values()) + 6, claims
+    assert set(completions.values()) == {4}, completions
+
+
+def test_progress_of_a_large_dataset_is_exact_and_reads_no_record_of_what_is_done(at_large):
+    (ledger, store), (other, _), *_ = at_large(249)
+    done = [ledger.claim() for _ in range(5)]
+    for claim in done:
+        ledger.complete(claim, 1)
+    other.claim()
+    chunks = sum(-(-block.sample_count // 4_000) for block in LARGE.blocks)
+    samples = LARGE.total_samples - sum(
+        span.stop - span.start for span in map(ledger._records.span, ledger._records.positions(249))
+    )
+    store.calls.clear()
+    assert ledger.progress() == {
+        "epoch": 0, "total_chunks": chunks, "done_chunks": 249_005, "claimed_chunks": 1,
+        "done_samples": samples + sum(claim.num_samples for claim in done), "workers": 1,
+    }  # fmt: skip
+    assert len(store.calls) <= 8
 
 
 def test_the_public_tracker_over_a_manager_a_manifest_and_another_ledger(tmp_path, write_jsonl, make_rows):
@@ -321,6 +398,35 @@ def _silence(ledger) -> None:
 def _renew(ledger) -> None:
     for _, lease in ledger._held.values():
         lease.renew()
+
+
+def test_a_claim_that_an_outage_interrupts_is_not_kept_alive_by_nobody(worker, recording_store, memory_store):
+    """The lease is taken, then the store goes away: a thread that renewed it would keep the chunk from all."""
+    is_away = []
+
+    def before(method, key, _):
+        if is_away and method == "get" and key.startswith("done/"):
+            raise StoreUnavailable("as if the store were away")
+
+    ledger = worker((3,), store=recording_store(memory_store, before), lease_seconds=60)
+    is_away.append(True)
+    with pytest.raises(StoreUnavailable):
+        ledger.claim()
+    is_away.clear()
+    assert [t.name for t in threading.enumerate() if t.name.startswith("lease claims/00000")] == []
+    other = worker((3,), lease_seconds=60)
+    assert other.claim() is None
+    other.clock.now += 60
+    assert other.claim() is not None
+
+
+def test_a_chunk_completed_meanwhile_is_not_given_out_again(worker):
+    """The last thing that is looked at before a claim is given out, after the lease was taken."""
+    one, two = worker((3,)), worker((3,))
+    records = two._records
+    assert records.create_done(0, {"token": "x", "worker": "gone", "steps": 1})
+    assert one._try(0) is None
+    assert one._held == {}
 
 
 def test_a_claim_stays_held_through_an_outage_and_is_completed_after_it(worker, monkeypatch):

@@ -9,6 +9,7 @@ Python's own shuffles give no such promise.
 """
 
 import hashlib
+import operator
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,7 @@ def chunk_order(
     """
     samples = _sizes(blocks)
     _check_positive("chunk_size", chunk_size)
+    seed, epoch = operator.index(seed), operator.index(epoch)
     windows = _windows(seed, epoch, len(samples), shuffle=shuffle)
     return [
         Chunk(block, chunk, chunk * chunk_size, min((chunk + 1) * chunk_size, samples[block]))
@@ -109,9 +111,11 @@ class ClaimOrder:
         self._samples = _sizes(block_samples)
         self._chunk_size = chunk_size
         self._claim_samples = min(claim_samples, chunk_size)
-        self._seed = seed
+        self._seed = operator.index(seed)
         self._shuffle = shuffle
-        self._block_claims = [self._claims_of_block(samples) for samples in self._samples]
+        # Nearly all blocks have the same size.
+        claims = {samples: self._claims_of_block(samples) for samples in set(self._samples)}
+        self._block_claims = [claims[samples] for samples in self._samples]
         self.epochs = epochs
         self.positions_per_epoch = sum(self._block_claims)
         self.num_positions = self.positions_per_epoch * epochs
