@@ -1,4 +1,4 @@
-"""Speed of the data path against the plainest code that does the same, in one run on one machine.
+"""Speed of reading blocks against the plainest code that does the same, in one run on one machine.
 
     python tests/bench/data.py [--rows 200000]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from metaflow_hf.data import BlockManager, StreamingBlockWriter, build_blocks
+from metaflow_hf.data import BlockManager, build_blocks
 
 
 def main() -> None:
@@ -28,8 +28,7 @@ def main() -> None:
     directory = Path(tempfile.mkdtemp(prefix="bench-data-"))
     try:
         raw = _make_raw(directory, rows)
-        _bench_conversion(directory, raw, rows)
-        _bench_writer(directory, raw)
+        build_blocks(raw, directory / "converted", samples_per_block=100_000)
         _bench_reading(directory, raw, rows)
     finally:
         shutil.rmtree(directory)
@@ -48,47 +47,6 @@ def _make_raw(directory: Path, rows: int) -> Path:
             )
     print(f"{rows:,} rows, {raw.stat().st_size / 1e6:.0f} MB, {os.cpu_count()} cores")
     return raw
-
-
-def _bench_conversion(directory: Path, raw: Path, rows: int) -> None:
-    before = _memory_mb()
-    ours = _seconds(lambda: build_blocks(raw, directory / "converted", samples_per_block=100_000))
-    grown = _memory_mb() - before
-    _report(
-        "JSONL -> blocks, against copying lines",
-        ours,
-        _seconds(lambda: _copy_lines(raw, directory / "copy", None)),
-    )
-    decode = msgspec.json.Decoder().decode
-    _report(
-        "  against copying lines with validation",
-        ours,
-        _seconds(lambda: _copy_lines(raw, directory / "copy", decode)),
-    )
-    print(f"  {rows / ours:,.0f} rows/s, peak memory grew by {grown:.0f} MB")
-
-
-def _bench_writer(directory: Path, raw: Path) -> None:
-    parsed = [json.loads(line) for line in raw.open()]
-
-    def write() -> None:
-        with StreamingBlockWriter(directory / "written", "bench", 100_000) as writer:
-            for row in parsed:
-                writer.write(row)
-
-    encode = msgspec.json.Encoder().encode
-
-    def plain() -> None:
-        offsets, at = [], 0
-        with (directory / "plain.jsonl").open("wb") as file:
-            for row in parsed:
-                line = encode(row) + b"\n"
-                offsets.append(at)
-                at += len(line)
-                file.write(line)
-            os.fsync(file.fileno())
-
-    _report("rows of Python -> blocks, against encoding and writing", _seconds(write), _seconds(plain))
 
 
 def _bench_reading(directory: Path, raw: Path, rows: int) -> None:
@@ -137,16 +95,6 @@ def _bench_reading(directory: Path, raw: Path, rows: int) -> None:
             _seconds(ours_sequential),
             _seconds(plain_sequential),
         )
-
-
-def _copy_lines(source: Path, target: Path, check: Callable[[bytes], object] | None) -> None:
-    with source.open("rb") as lines, target.open("wb") as out:
-        for line in lines:
-            if check is not None:
-                check(line)
-            out.write(line)
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _offsets(raw: Path) -> list[int]:

@@ -88,7 +88,7 @@ def test_a_failure_at_any_operation_of_the_store_is_gone_on_from(
     whole = recording_store(memory_store.child("whole"))
     write_dataset(source, spec, whole, lease_seconds=1)
     expected = _objects(memory_store.child("whole"))
-    steps = len([call for call in whole.calls if call[0] in ("create", "put", "take")])
+    steps = sum(_changes_the_dataset(*call) for call in whole.calls)
     assert steps > 15
     for step in range(0, steps, 1 if ending == "jsonl" else 7):
         store = memory_store.child(f"broken-{step}")
@@ -174,7 +174,7 @@ def test_limits_hold_over_an_interruption(tmp_path, write_jsonl, recording_store
     source = open_source(write_jsonl([{"text": "x" * 10}] * 50))
     spec = plan_dataset(source, samples_per_block=10, max_bytes=600, compression="zstd")
     expected = write_dataset(source, spec, memory_store.child("whole"), lease_seconds=1)
-    for step in range(2, 12, 3):
+    for step in range(0, 10, 3):
         store = memory_store.child(f"broken-{step}")
         with pytest.raises(_Injected):
             write_dataset(source, spec, recording_store(store, _fail_at(step)), lease_seconds=1)
@@ -259,10 +259,15 @@ def _fail_at(step):
     counter = iter(range(10**6))
 
     def before(method, key, _number):
-        if method in ("create", "put", "take") and next(counter) == step:
+        if _changes_the_dataset(method, key) and next(counter) == step:
             raise _Injected(f"{method} {key}")
 
     return before
+
+
+def _changes_the_dataset(method, key):
+    # How often the lease is renewed depends on the load of the machine.
+    return method in ("create", "put", "take") and not key.startswith("leases/")
 
 
 def _objects(store):
