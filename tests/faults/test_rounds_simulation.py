@@ -62,3 +62,31 @@ def test_the_schedules_do_contain_faults():
     assert any(manifest["failures"] for manifest in manifests)
     assert max(world.scenario.workers for world in worlds) == 8
     assert any(world.now > 150 for world in worlds)
+
+
+def test_waiting_until_a_lone_worker_is_given_up_asks_the_store_less_and_less():
+    def play(world):
+        first, second = world.processes
+        while world.auditor.newest["round"] < 1:
+            world.now = max(world.now, first.wakes_at)
+            world.turn(first)
+        first.killed = True
+        world.turn(first)
+        while world.auditor.newest["round"] < 2:
+            world.now = max(world.now, second.wakes_at)
+            world.turn(second)
+        assert world.now > 40
+        assert second.turns < 150
+
+    in_a_world(Scenario(workers=2, solo_start=0.9, num_positions=20, round_seconds=2.0), 0, play_after(play))
+
+
+def play_after(play):
+    """The given schedule, then whoever is left takes turns to the end."""
+
+    def whole(world):
+        play(world)
+        while ready := world.ready():
+            world.turn(ready[0])
+
+    return whole

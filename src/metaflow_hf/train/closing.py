@@ -49,6 +49,10 @@ class Closer:
     waited_seconds: float = 0.0
     merge_seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        self._idle_round = -1
+        self._idle_pause = self.pauses()
+
     def await_close(
         self, base: ClosedRound, *, store_inner: Callable[[], Payload] | None, nothing_left: bool
     ) -> ClosedRound | None:
@@ -67,7 +71,7 @@ class Closer:
             claims = self.lineage.claims(base.number)
             published = self.lineage.published(base.number)
             if not claims and not published and not nothing_left:
-                pause()
+                self._idle(base)
                 return None
             if self._is_awaited(base, claims.values(), published):
                 ready_since = None
@@ -116,6 +120,12 @@ class Closer:
             length = min(length * 1.5, self.pace.longest_pause)
 
         return pause
+
+    def _idle(self, base: ClosedRound) -> None:
+        """A pause while nobody has begun the round; longer each time, for this may last until somebody is given up."""
+        if self._idle_round != base.number:
+            self._idle_round, self._idle_pause = base.number, self.pauses()
+        self._idle_pause()
 
     def _is_awaited(self, base: ClosedRound, claimants: Iterable[str], published: Sequence[str]) -> bool:
         factor = _patience_factor(base)
