@@ -12,6 +12,7 @@ from metaflow_hf.store import open_store
 from metaflow_hf.store.eviction import trim
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.store.node_cache import NodeCache
+from metaflow_hf.store.node_claims import bringing
 
 
 @pytest.fixture
@@ -115,6 +116,12 @@ def test_work_directories_and_staging_say_which_disk_is_full(full_disk: Path, tm
         NodeCache(tmp_path / "node").new_work_dir("model", root=full_disk / "mine")
 
 
+def test_a_claim_that_cannot_be_written_keeps_nobody_waiting(full_disk: Path):
+    with pytest.raises(OSError, match="No space"), bringing(full_disk / "blob", done=lambda: False):
+        pass
+    assert not (full_disk / "blob.claim").exists()
+
+
 def test_a_full_disk_stops_no_task_that_is_done(full_disk: Path):
     node = NodeCache(full_disk)
     (full_disk / "trimmed").unlink(missing_ok=True)
@@ -130,6 +137,7 @@ from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.store import open_store
 from metaflow_hf.store.node_cache import NodeCache
+from metaflow_hf.store.node_claims import bringing
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
