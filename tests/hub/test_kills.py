@@ -72,8 +72,8 @@ def test_a_download_killed_at_any_write(own_hub, snapshots, request_for, read_tr
             assert_all_visible_is_whole(store, tmp_path)
             reference = snapshots(store=store, **options).ensure(request_for(max_workers=1))
         assert read_tree(load_directory(store, reference, tmp_path / str(at), cache=node)) == files
-        # No shard came twice, whenever it was.
-        assert log.file_bytes(path="/lfs/*") == 4 * 300_000
+        # No shard came twice, whenever it was; of one that was cut, the bytes on their way are lost.
+        assert 4 * 300_000 <= log.file_bytes(path="/lfs/*") < 5 * 300_000
         at += 1
     assert kills >= 13
 
