@@ -1,6 +1,9 @@
-"""The README is executable."""
+"""The README and the documents in docs/ are executable."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,54 @@ def test_the_folders_exist(readme):
 
 def test_it_is_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
+
+
+# Documents whose examples need more than a hub are executed by tests of their own, which name them.
+_TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+DOCUMENTS = sorted(
+    path.name for path in (ROOT / "docs").glob("*.md") if not any(path.name in test for test in _TESTS)
+)
+
+
+def blocks(document: str) -> list[tuple[str, str]]:
+    """(language, text) of every block that a reader would run, in order."""
+    return re.findall(
+        r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / document).read_text(), re.DOTALL | re.MULTILINE
+    )
+
+
+def run_block(shell: Shell, language: str, text: str, **environment: str) -> str:
+    """Runs one block as it stands; one whose first line is a comment with a file's name becomes that file."""
+    first = text.partition("\n")[0]
+    if language == "python" and re.fullmatch(r"# [a-z_]+\.py", first):
+        (shell.directory / first.removeprefix("# ")).write_text(text)
+        return ""
+    command = ["bash", "-euo", "pipefail", "-c", text] if language == "bash" else [sys.executable, "-c", text]
+    path = os.pathsep.join([str(Path(sys.executable).parent), shell.environment["PATH"]])
+    done = subprocess.run(
+        command,
+        cwd=shell.directory,
+        env={**shell.environment, "PATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=250,
+    )
+    assert done.returncode == 0, f"{text}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_block_of_a_document_runs(document: str, shell: Shell, hub):
+    """One block after the other in one directory, with a hub on localhost where the real one would be."""
+    found = blocks(document)
+    assert found
+    for language, text in found:
+        run_block(shell, language, text, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
+
+
+def test_what_is_in_a_block_is_run_or_shown_as_text():
+    for path in (ROOT / "docs").glob("*.md"):
+        languages = re.findall(r"^```(\w*)\n(?:.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
+        assert set(languages) <= {"bash", "python", "text", "yaml"}, path.name
