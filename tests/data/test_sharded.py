@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,3 +189,10 @@ def test_damage_in_a_shard_is_named(source, tmp_path):
     )
     with BlockManager(tmp_path / "out") as blocks, pytest.raises(IntegrityError, match="block_00001.jsonl"):
         blocks.get_chunk(8, 0)
+
+
+def test_a_lost_shard_is_noticed(source, tmp_path):
+    build_in_branches(source, tmp_path / "out", 1)
+    shutil.rmtree(tmp_path / "out/shards/00004")
+    [problem] = verify_blocks(tmp_path / "out")
+    assert str(problem) == "block_manifest.json: its blocks are not those of the shards"

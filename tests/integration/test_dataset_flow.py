@@ -1,6 +1,5 @@
-"""`flows/dataset_flow.py` as people run it: on this machine and on S3, in any number of branches, killed in between."""
+"""`flows/dataset_flow.py` as people run it: on S3, with a branch killed in between, and on to a training."""
 
-import json
 import os
 import re
 import signal
@@ -11,10 +10,9 @@ from pathlib import Path
 import boto3
 import pytest
 
-from metaflow_hf.data import verify_blocks
 from metaflow_hf.data.sharded import ShardedDataset
-from metaflow_hf.errors import SelectionError
-from metaflow_hf.store import datastore, open_store
+from metaflow_hf.errors import ConfigError, SelectionError
+from metaflow_hf.store import datastore
 from metaflow_hf.train.job import TrainingJob
 
 from .conftest import ROOT, Shell
@@ -46,14 +44,11 @@ def s3() -> Iterator[dict[str, str]]:
         server.stop()
 
 
-def key_of(output: str) -> str:
-    return re.search(r"train_flow.py run --dataset (datasets/\S+)", output)[1]
-
-
-def test_on_s3_a_killed_branch_changes_nothing(shell: Shell, hub, hub_environment, s3, tmp_path: Path):
-    options = ["--dataset", "hf://acme/parquet", "--num_branches", "2", "--samples_per_block", "50"]
+def test_on_s3_a_killed_branch_changes_nothing_and_a_training_takes_the_key(
+    shell: Shell, hub, s3, tmp_path: Path, monkeypatch
+):
     lines, killed = [], None
-    with shell.start(FLOW, "run", *options, **hub_environment, **s3) as run:
+    with shell.start(FLOW, "run", "--samples_per_block", "200", **s3) as run:
         for line in run.stdout:
             lines.append(line)
             started = re.search(r"/build/\d+ \(pid (\d+)\)\] Task is starting", line)
@@ -63,12 +58,15 @@ def test_on_s3_a_killed_branch_changes_nothing(shell: Shell, hub, hub_environmen
     output = "".join(lines)
     assert run.returncode == 0, output
     assert "Task is starting (retry)" in output
-    assert "240 rows in 6 blocks" in output
 
-    plan = ShardedDataset.plan("hf://acme/parquet", samples_per_block=50)
-    assert key_of(output) == plan.key
-    plan.build(range(2), open_store(tmp_path / "here"))
-    plan.assemble(open_store(tmp_path / "here"))
+    # The same dataset from another hub, on a disk, in one process.
+    monkeypatch.setattr(datastore, "_active", ("local", str(tmp_path / "here")))
+    plan = ShardedDataset.plan("hf://metaflow-hf/python-docs", samples_per_block=200)
+    plan.build(range(len(plan.sizes)))
+    manifest = plan.assemble()
+    key = re.search(r"train_flow.py run --dataset (datasets/\S+)", output)[1]
+    assert key == plan.key
+    assert f"{manifest.total_samples:,} rows in {manifest.total_blocks} blocks" in output
     bucket = boto3.client(
         "s3",
         endpoint_url=s3["METAFLOW_S3_ENDPOINT_URL"],
@@ -76,23 +74,15 @@ def test_on_s3_a_killed_branch_changes_nothing(shell: Shell, hub, hub_environmen
         aws_secret_access_key="secret",
         region_name="us-east-1",
     )
-    stored = bucket.get_object(Bucket="bucket", Key=f"metaflow/mf.hf/{plan.key}/block_manifest.json")
-    assert stored["Body"].read() == (tmp_path / "here/block_manifest.json").read_bytes()
+    stored = bucket.get_object(Bucket="bucket", Key=f"metaflow/mf.hf/{key}/block_manifest.json")
+    here = tmp_path / "here/mf.hf" / key
+    assert stored["Body"].read() == (here / "block_manifest.json").read_bytes()
 
-
-def test_without_arguments_and_on_to_a_training(shell: Shell, monkeypatch):
-    output = shell.succeed(FLOW, "run", timeout=200)
-    key = key_of(output)
-    root = shell.directory / ".metaflow"
-    dataset = root / "mf.hf" / key
-    manifest = json.loads((dataset / "block_manifest.json").read_text())
-    assert f"{manifest['total_samples']:,} rows in {manifest['total_blocks']} blocks" in output
-    assert [block["file_path"].split("/")[1] for block in manifest["blocks"]] == ["00000", "00001"]
-    assert verify_blocks(dataset) == []
-
-    monkeypatch.setattr(datastore, "_active", ("local", str(root)))
     values = {"model": {"repo_id": "a/model"}}
     job = TrainingJob.configured(values, run="Flow-1", dataset=key).check_data().build()
     assert job.training == key
     with pytest.raises(SelectionError, match="blocks ls"):
         TrainingJob.configured(values, run="Flow-1", dataset="datasets/no-such").check_data()
+    with pytest.raises(ConfigError, match="max_samples"):
+        limited = {**values, "data": {"max_samples": 5}}
+        TrainingJob.configured(limited, run="Flow-1", dataset=key).check_data()

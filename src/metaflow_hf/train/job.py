@@ -122,6 +122,11 @@ class TrainingJob:
             # Another commit of the same split is no other data.
             return spec.source, spec.source_digest
 
+        if data.max_samples is not None and find_stored(str(data.dataset), configured_store()) is not None:
+            raise ConfigError(
+                f"data.max_samples: {data.dataset} is built already and trained as a whole. Leave it out, or name the "
+                "source that the blocks were built from."
+            )
         sources = list(filter(None, (data.dataset, data.evaluation_dataset)))
         if len({identity(source) for source in sources}) < len(sources):
             raise ConfigError(
