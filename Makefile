@@ -2,6 +2,7 @@
 # make test   the whole test suite
 # make check  style, types and the directions of imports
 # make bench  benchmarks, each prints its ratios
+# make soak   what the suite does to the rounds for minutes, for hours
 # make clean  forget the environment and everything that was made here
 #
 # The environment is .venv, made from constraints.txt. A stamp is written when an installation is complete, so a
@@ -17,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.
 export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench soak clean
 .DEFAULT_GOAL := demo
 
 demo: $(call MARK,base)
@@ -34,6 +35,9 @@ check: $(call MARK,dev)
 
 bench: $(call MARK,dev)
 	@for bench in tests/bench/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+soak: $(call MARK,dev)
+	cd tests && ../$(BIN)/python -m soak
 
 clean:
 	rm -rf $(VENV) build dist .metaflow .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

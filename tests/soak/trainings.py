@@ -33,6 +33,9 @@ PROCESSES.set_forkserver_preload(["metaflow_hf.train.running", "transformers.mod
 WORKER = """
 import os, signal, threading, time
 os.environ.update(environment)
+# What goes wrong in a worker that is hurt is expected, and of interest only when the lineage is wrong.
+errors = open(log.with_suffix(".err"), "w")
+os.dup2(errors.fileno(), 2)
 import torch
 torch.set_num_threads(1)
 from metaflow_hf.config import TrainConfig
