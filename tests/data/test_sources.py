@@ -1,17 +1,20 @@
 """Every source gives exactly its rows: once through blocks, and back."""
 
+import bz2
 import csv
 import gzip
+import io
 import json
+import lzma
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import zstandard
 
-from metaflow_hf.data import build_blocks, process_raw_dataset_to_blocks
+from metaflow_hf.data import StreamingBlockWriter, build_blocks, process_raw_dataset_to_blocks
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.errors import BadRowError, ConfigError, IntegrityError, SelectionError
+from metaflow_hf.errors import BadRowError, ConfigError, DatasetMismatch, IntegrityError, SelectionError
 
 
 def test_json_lines_are_kept_byte_for_byte(tmp_path):
@@ -27,7 +30,7 @@ def test_json_lines_are_kept_byte_for_byte(tmp_path):
     assert manifest.is_complete
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "json", "json.gz", "csv", "tsv", "parquet", "txt", "txt.zst"])  # fmt: skip
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "csv.xz", "json", "json.gz", "csv", "tsv", "parquet", "txt", "txt.zst"])  # fmt: skip
 def test_round_trip(ending, tmp_path, read_all, read_through_manager):
     texts = [f'text {i}, with "quotes", a\ttab and \u2028 é \U0001f600' for i in range(2500)]
     rows = [{"text": text, "n": str(i)} for i, text in enumerate(texts)]
@@ -126,7 +129,7 @@ def test_a_csv_row_with_a_missing_cell_is_refused_by_number(tmp_path):
     assert build_blocks(tmp_path / "raw.csv", tmp_path / "out", on_bad_row="skip").total_samples == 2
 
 
-@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "parquet"])
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "parquet"])
 def test_a_damaged_file_is_an_error_not_an_end(ending, tmp_path):
     path = tmp_path / f"raw.{ending}"
     _write(path, [{"text": f"{i} {hash(i * 7919)}"} for i in range(5000)])
@@ -136,6 +139,13 @@ def test_a_damaged_file_is_an_error_not_an_end(ending, tmp_path):
     assert not (tmp_path / "out/commits/complete.json").exists()
 
 
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "jsonl.bz2", "jsonl.xz", "parquet"])
+def test_a_file_that_is_not_what_its_ending_says_is_named(ending, tmp_path):
+    (tmp_path / f"raw.{ending}").write_bytes(b'{"text": "plain"}\n' * 100)
+    with pytest.raises(IntegrityError, match=f"raw.{ending}"):
+        build_blocks(tmp_path / f"raw.{ending}", tmp_path / "out", text_column="text")
+
+
 @pytest.mark.parametrize("location", ["missing.jsonl", "image.png", "empty"])
 def test_what_holds_no_rows_is_refused(location, tmp_path):
     (tmp_path / "image.png").write_bytes(b"x")
@@ -143,6 +153,57 @@ def test_what_holds_no_rows_is_refused(location, tmp_path):
     with pytest.raises(SelectionError, match=location):
         build_blocks(tmp_path / location, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_blocks_are_a_source_too(tmp_path, write_jsonl, read_all):
+    rows = [{"text": f"t{i}", "n": i} for i in range(25)]
+    build_blocks(write_jsonl(rows), tmp_path / "first", samples_per_block=10, compression="zstd")
+    manifest = build_blocks(tmp_path / "first", tmp_path / "second", samples_per_block=7)
+    assert read_all(tmp_path / "second") == rows
+    assert (manifest.dataset_name, manifest.total_blocks) == ("raw", 4)
+    block = tmp_path / "first/blocks/block_00001.jsonl.zst"
+    block.write_bytes(block.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match="block_00001"):
+        build_blocks(tmp_path / "first", tmp_path / "third")
+
+
+def test_blocks_that_are_not_complete_are_no_source(tmp_path, write_jsonl):
+    with pytest.raises(ZeroDivisionError), StreamingBlockWriter(tmp_path / "out", "mine", 1) as writer:
+        writer.write("one")
+        raise ZeroDivisionError
+    with pytest.raises(SelectionError, match="not complete"):
+        build_blocks(tmp_path / "out", tmp_path / "out2")
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_objects_of_a_store(num_proc, tmp_path, memory_store, read_all):
+    memory_store.put("raw/b.jsonl", b'{"text": "3"}\n')
+    memory_store.put("raw/a/x.csv", b"n,text\n1,one\n2,two\n")
+    memory_store.put("raw/.hidden.jsonl", b"no")
+    memory_store.put("raw/readme.md", b"no")
+    uri = f"{memory_store.uri}/raw"
+    manifest = build_blocks(uri, tmp_path / "all", num_proc=num_proc)
+    assert [row["text"] for row in read_all(tmp_path / "all")] == ["one", "two", "3"]
+    assert manifest.source == uri
+    build_blocks(f"{uri}/b.jsonl", tmp_path / "one", num_proc=num_proc)
+    assert read_all(tmp_path / "one") == [{"text": "3"}]
+    build_blocks(tmp_path / "all", f"{memory_store.uri}/blocks", samples_per_block=2)
+    build_blocks(f"{memory_store.uri}/blocks", tmp_path / "again")
+    assert read_all(tmp_path / "again") == read_all(tmp_path / "all")
+    memory_store.put("raw/b.jsonl", b'{"text": "changed"}\n')
+    with pytest.raises(DatasetMismatch, match="source_digest"):
+        build_blocks(uri, tmp_path / "all")
+
+
+def test_a_place_of_a_store_that_holds_no_rows_is_refused(memory_store, tmp_path):
+    for location in (memory_store.uri, f"{memory_store.uri}/missing.jsonl"):
+        with pytest.raises(SelectionError, match="no file with rows"):
+            build_blocks(location, tmp_path / "out")
+
+
+def test_a_file_uri_is_a_local_file(tmp_path, write_jsonl, read_all):
+    build_blocks(write_jsonl([{"text": "t"}], "a b%20c.jsonl").as_uri(), tmp_path / "out")
+    assert read_all(tmp_path / "out") == [{"text": "t"}]
 
 
 def test_a_source_of_an_unknown_scheme_is_refused(tmp_path):
@@ -189,21 +250,21 @@ def _write(path, rows):
     if ending.startswith("parquet"):
         pa.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=600)
         return
-    if ending in ("csv", "tsv"):
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if ending == "tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-        return
-    if ending.startswith("json") and not ending.startswith("jsonl"):
+    if ending.startswith(("csv", "tsv")):
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if ending == "tsv" else ",")
+        writer.writeheader()
+        writer.writerows(rows)
+        data = file.getvalue().encode()
+    elif ending.startswith("json") and not ending.startswith("jsonl"):
         data = json.dumps(rows).encode()
     elif ending.startswith("txt"):
         data = b"".join(row["text"].encode() + b"\n" for row in rows)
     else:
         data = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
-    compress = {"gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress}.get(
-        ending.rpartition(".")[2]
-    )
+    compress = {
+        "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": bz2.compress, "xz": lzma.compress,
+    }.get(ending.rpartition(".")[2])  # fmt: skip
     path.write_bytes(compress(data) if compress else data)
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from metaflow_hf.data.columns import find_text_column
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
@@ -15,6 +16,7 @@ from metaflow_hf.data.sources import Source, open_source
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
 from metaflow_hf.environment import node_cache_root
 from metaflow_hf.errors import ConfigError, DatasetMismatch
+from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store import ObjectStore, encode_json, open_store, quote_part
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -23,7 +25,7 @@ Progress = Callable[[BlockManifest], None]
 
 
 def build_blocks(
-    source: str | Path,
+    source: str | Path | SnapshotRef | Mapping[str, Any],
     output_dir: str | Path | None = None,
     *,
     samples_per_block: int = 100_000,
@@ -44,8 +46,9 @@ def build_blocks(
     result is byte for byte that of an uninterrupted call. Of several callers one writes, the others wait and
     return the same manifest.
 
-    ``source`` is ``hf://[owner/]name[:config[:split]][@revision]``, a local file (.jsonl, .json, .csv, .parquet,
-    .txt, …, also .gz and .zst), a directory of such files, or a folder of ``save_to_disk``. ``output_dir`` is a
+    ``source`` is ``hf://[owner/]name[:config[:split]][@revision]``; a local file (.jsonl, .json, .csv, .parquet,
+    .txt, …, also .gz, .zst, .bz2 and .xz), a directory of such files, or a folder of ``save_to_disk``; the URI of
+    such files, or of blocks, in a store (s3://…); or the reference of a cached snapshot of a dataset. ``output_dir`` is a
     directory or a URI of a store; without it the dataset goes to the datastore of the running flow, outside of
     flows to the user's cache directory, under a key of its own.
 

@@ -1,7 +1,9 @@
 """The content of a source file as a stream, decompressed by its ending."""
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +14,8 @@ import zstandard
 from metaflow_hf.errors import IntegrityError
 
 READ_BYTES: Final = 1024 * 1024
-_DAMAGE: Final = (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError)
+COMPRESSIONS: Final = (".gz", ".zst", ".bz2", ".xz")
+_DAMAGE: Final = (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError)
 
 
 class OpenableFile(Protocol):
@@ -37,6 +40,10 @@ def open_content(file: OpenableFile, offset: int = 0) -> Iterator[io.BufferedRea
             stream = gzip.GzipFile(fileobj=stored)
         elif lowered.endswith(".zst"):
             stream = _ZstdReader(stored)
+        elif lowered.endswith(".bz2"):
+            stream = bz2.BZ2File(stored)
+        elif lowered.endswith(".xz"):
+            stream = lzma.LZMAFile(stored)  # noqa: SIM115  closed with the reader around it
         else:
             stored.seek(offset)
             offset = 0
@@ -54,6 +61,11 @@ def damage_named(name: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise IntegrityError(f"{name} is damaged or not what its ending says: {error}.") from error
+    except OSError as error:
+        # So bz2 says it; what the system says has a number.
+        if type(error) is OSError and error.errno is None:
+            raise IntegrityError(f"{name} is damaged or not what its ending says: {error}.") from error
+        raise
 
 
 class _ZstdReader(io.RawIOBase):

@@ -6,13 +6,11 @@ twice after an interruption.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from metaflow_hf.data.sources.documents import only_documents
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.readers import file_format, holds_rows
+from metaflow_hf.data.sources.layout import documents_of, layout_of_builder
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.endpoint import Endpoint
@@ -86,18 +84,20 @@ def open_hub_dataset(text: str) -> FileSource:
         # `datasets` builds paths that need both parts.
         repo = Repo.of(client.canonical_id(repo, commit), "dataset")
     remote = {file.path: file for file in client.tree(repo, commit)}
-    documents = [] if any(map(holds_rows, remote)) else only_documents(remote)
-    check_modalities(client, repo, commit, has_documents=bool(documents))
-    if documents:
-        config, split, paths = "documents", "train", documents
-    else:
-        builder = _builder(client, repo, location, commit)
-        split, paths = _files_of_split(builder, location, commit)
-        config = str(builder.config.name)
+    layout = documents_of(remote)
+    check_modalities(client, repo, commit, has_documents=layout is not None)
+    if layout is None:
+        builder, marker = _builder(client, repo, location, commit), f"@{commit}/"
+        layout = layout_of_builder(
+            builder,
+            location.split,
+            lambda url: url.partition(marker)[2],
+            where=f"hf://{location.repo_id}",
+        )
     return FileSource(
         name=repo.repo_id.rpartition("/")[2],
-        source=f"hf://{repo.repo_id}:{config}:{split}",
-        files=[HubFile(client, repo, commit, remote[path]) for path in paths],
+        source=f"hf://{repo.repo_id}:{layout.config}:{layout.split}",
+        files=[HubFile(client, repo, commit, remote[path]) for path in layout.paths],
         commit_hash=commit,
     )
 
@@ -116,23 +116,3 @@ def _builder(client: HubClient, repo: Repo, location: HubLocation, commit: str) 
     except (ValueError, FileNotFoundError, DatasetNotFoundError) as error:
         reason = str(error).partition("\n")[0]
         raise SelectionError(f"{repo} at {commit[:12]} cannot be read as a dataset: {reason}") from error
-
-
-def _files_of_split(builder: Any, location: HubLocation, commit: str) -> tuple[str, list[str]]:
-    files: Mapping[str, list[str]] = builder.config.data_files or {}
-    splits = list(map(str, files))
-    split = location.split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
-    if split not in splits:
-        raise SelectionError(
-            f"hf://{location.repo_id}: there is no split {split!r} in configuration {builder.config.name!r}, only "
-            f"{', '.join(splits) or 'none'}. Name one: hf://{location.repo_id}:{builder.config.name}:SPLIT."
-        )
-    marker = f"@{commit}/"
-    paths = [str(url).partition(marker)[2] for url in files[split]]
-    unreadable = [path for path in paths if file_format(path) is None]
-    if unreadable or not paths:
-        raise SelectionError(
-            f"hf://{location.repo_id}: split {split!r} has no files with rows of text "
-            f"({', '.join(unreadable[:3]) or 'no files at all'})."
-        )
-    return split, paths

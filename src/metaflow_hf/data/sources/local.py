@@ -4,17 +4,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Final, cast
 
 from metaflow_hf.data.sources.documents import only_documents
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.readers import READERS, holds_rows
+from metaflow_hf.data.sources.stored import source_of_blocks
 from metaflow_hf.errors import SelectionError
+from metaflow_hf.store import open_store
 from metaflow_hf.store.objects import encode_json
 
 logger = logging.getLogger("metaflow_hf.data")
+
+HASHERS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +38,16 @@ class LocalFile:
 
 
 def open_local(path: Path) -> FileSource:
-    """A file, a directory of files in the order of their names, or a folder that ``save_to_disk`` made.
+    """A file, a directory of files in the order of their names, a folder that ``save_to_disk`` made, or blocks.
 
-    Files whose ending is not that of rows are left out; documents count where nothing else holds rows. Raises ``SelectionError`` when nothing is left, or the
-    path does not exist or cannot be read.
+    Files whose ending is not that of rows are left out; documents count where nothing else holds rows. Raises
+    ``SelectionError`` when nothing is left, or the path does not exist or cannot be read.
     """
     path = path.absolute()
+    if (path / "block_manifest.json").is_file() or (path / "commits").is_dir():
+        blocks = source_of_blocks(open_store(path), str(path))
+        if blocks is not None:
+            return blocks
     try:
         files = list(_find_files(path))
         digest = _digest(files)
@@ -63,8 +72,6 @@ def _find_files(path: Path) -> Iterator[LocalFile]:
         for entry in state["_data_files"]:
             yield LocalFile(entry["filename"], path / entry["filename"])
         return
-    if (path / "blocks").is_dir() and (path / "block_manifest.json").is_file():
-        path /= "blocks"
     names = sorted(file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file())
     visible = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
     rows = [name for name in visible if holds_rows(name)]
@@ -87,8 +94,11 @@ def _choose_split(path: Path) -> Path:
 
 def _digest(files: list[LocalFile]) -> str:
     """One sha256 for names, sizes and contents of all files."""
-    listing = []
-    for file in files:
+
+    def describe(file: LocalFile) -> list[Any]:
         with file.path.open("rb") as stream:
-            listing.append([file.name, file.size, hashlib.file_digest(stream, "sha256").hexdigest()])
+            return [file.name, file.size, hashlib.file_digest(stream, "sha256").hexdigest()]
+
+    with ThreadPoolExecutor(min(HASHERS, len(files) or 1)) as pool:
+        listing = list(pool.map(describe, files))
     return hashlib.sha256(encode_json(listing)).hexdigest()

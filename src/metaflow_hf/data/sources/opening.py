@@ -4,12 +4,15 @@ import re
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
+from urllib.parse import unquote, urlsplit
 
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.rows import InputLines, InputRows
 from metaflow_hf.errors import SelectionError
+from metaflow_hf.references import SnapshotRef
 
 HUB_SCHEME: Final = "hf://"
+STORE_SCHEMES: Final = ("s3://", "gs://", "az://", "memory://")
 _LIKE_A_REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*){0,2}(@\S+)?")
 
 
@@ -42,24 +45,34 @@ class Source(Protocol):
         ...
 
 
-def open_source(location: str | Path) -> Source:
-    """The source at ``hf://[owner/]name[:config[:split]][@revision]``, or at a local file or directory.
+def open_source(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Source:
+    """The source at ``hf://[owner/]name[:config[:split]][@revision]``, at a local file or directory, at the URI of a
+    store (an object, a prefix, or a dataset of blocks), or in the snapshot of a dataset that a reference names.
 
-    Raises ``SelectionError`` for a path that does not exist or holds nothing readable, and the hub's errors.
+    Raises ``SelectionError`` for a place that does not exist or holds nothing readable, and the errors of the hub
+    and of the store.
     """
+    if not isinstance(location, (str, Path)):
+        from metaflow_hf.data.sources.stored import open_reference
+
+        return open_reference(location)
     text = str(location)
     if text.startswith(HUB_SCHEME):
         from metaflow_hf.data.sources.hub import open_hub_dataset
 
         return open_hub_dataset(text)
+    if text.startswith(STORE_SCHEMES):
+        from metaflow_hf.data.sources.stored import open_stored
+
+        return open_stored(text)
     if "://" in text and not text.startswith("file://"):
         raise SelectionError(
-            f"{text!r} is not a source of rows: give hf://[owner/]name[:config[:split]][@revision], or a local file "
-            "or directory."
+            f"{text!r} is not a source of rows: give hf://[owner/]name[:config[:split]][@revision], a local file or "
+            "directory, or s3://bucket/…, gs://bucket/… or az://container/…."
         )
     from metaflow_hf.data.sources.local import open_local
 
-    path = Path(text.removeprefix("file://")).expanduser()
+    path = Path(unquote(urlsplit(text).path) if "://" in text else text).expanduser()
     if not path.exists() and _LIKE_A_REPOSITORY.fullmatch(text):
         raise SelectionError(
             f"there is no file or directory {text!r} here; for the dataset of that name on the hub write hf://{text}."

@@ -10,7 +10,13 @@ from typing import Any, BinaryIO, Final
 
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.rows import AfterLine, AfterRow, InputLines, InputRow, InputRows, Unreadable, line_ends
-from metaflow_hf.data.sources.compression import READ_BYTES, OpenableFile, damage_named, open_content
+from metaflow_hf.data.sources.compression import (
+    COMPRESSIONS,
+    READ_BYTES,
+    OpenableFile,
+    damage_named,
+    open_content,
+)
 from metaflow_hf.data.sources.documents import PARSERS, document_format, read_document
 from metaflow_hf.errors import ConfigError, SelectionError
 
@@ -30,14 +36,16 @@ def reader_for(name: str) -> Reader:
     """The reader for a file's ending (below ``.gz`` or ``.zst``). Raises ``SelectionError`` for others."""
     ending = file_format(name)
     if ending is None:
-        raise SelectionError(f"{name}: rows are read from {', '.join(READERS)}, also as .gz or .zst.")
+        raise SelectionError(
+            f"{name}: rows are read from {', '.join(READERS)}, also compressed ({', '.join(COMPRESSIONS)})."
+        )
     return READERS[ending]
 
 
 def file_format(name: str) -> str | None:
     """The ending of a readable file without its compression, or ``None``."""
     lowered = name.lower()
-    for compression in (".gz", ".zst"):
+    for compression in COMPRESSIONS:
         lowered = lowered.removesuffix(compression)
     return next((ending for ending in READERS if lowered.endswith(ending)), None)
 

@@ -1,0 +1,85 @@
+"""Which files of a repository are the rows of one configuration and split: `datasets` decides, as the hub does."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metaflow_hf.data.sources.documents import only_documents
+from metaflow_hf.data.sources.readers import file_format, holds_rows
+from metaflow_hf.errors import SelectionError
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files of one split, in order."""
+
+    config: str
+    split: str
+    paths: list[str]
+
+
+def documents_of(paths: Iterable[str]) -> Layout | None:
+    """All documents of a repository that holds nothing else that could be read, or ``None``."""
+    names = list(paths)
+    documents = [] if any(map(holds_rows, names)) else only_documents(names)
+    return Layout("documents", "train", documents) if documents else None
+
+
+def layout_of_builder(
+    builder: Any, split: str | None, path_of: Callable[[str], str], *, where: str
+) -> Layout:
+    """The split's files, as a builder of `datasets` found them under addresses that ``path_of`` understands.
+
+    Raises ``SelectionError`` for an unknown split, and for files that hold no text.
+    """
+    files: Mapping[str, list[str]] = builder.config.data_files or {}
+    config, splits = str(builder.config.name), list(map(str, files))
+    split = split or ("train" if "train" in splits or len(splits) != 1 else splits[0])
+    if split not in splits:
+        raise SelectionError(
+            f"{where}: there is no split {split!r} in configuration {config!r}, only {', '.join(splits) or 'none'}. "
+            f"Name one: {where}:{config}:SPLIT."
+        )
+    paths = [path_of(str(address)) for address in files[split]]
+    unreadable = [path for path in paths if file_format(path) is None]
+    if unreadable or not paths:
+        raise SelectionError(
+            f"{where}: split {split!r} has no files with rows of text "
+            f"({', '.join(unreadable[:3]) or 'no files at all'})."
+        )
+    return Layout(config, split, paths)
+
+
+def layout_of_files(
+    paths: Iterable[str], readme: bytes | None, config: str | None, split: str | None, *, where: str
+) -> Layout:
+    """The same without a hub, by the names of all files and by the description that they may have.
+
+    Raises ``SelectionError`` for an unknown configuration too.
+    """
+    import datasets
+
+    names = list(paths)
+    documents = documents_of(names)
+    if documents is not None:
+        return documents
+    with tempfile.TemporaryDirectory(prefix="layout-") as directory:
+        # Only the names count: nothing is read before rows are asked for.
+        root = Path(directory, "repository").resolve()
+        for name in names:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
+        if readme is not None:
+            (root / "README.md").write_bytes(readme)
+        try:
+            builder = datasets.load_dataset_builder(
+                str(root), name=config, cache_dir=str(Path(directory, "cache"))
+            )
+        except (ValueError, FileNotFoundError) as error:
+            reason = str(error).partition("\n")[0].replace(str(root), where)
+            raise SelectionError(f"{where} cannot be read as a dataset: {reason}") from error
+        return layout_of_builder(
+            builder, split, lambda path: Path(path).relative_to(root).as_posix(), where=where
+        )
