@@ -2,6 +2,9 @@
 
 import logging
 import os
+import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -119,6 +122,33 @@ def test_what_production_holds_is_not_replaced(own_hub, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SelectionError, match="holds something else"):
         production_download("acme/model", tmp_path / "file")
+
+
+def test_a_publisher_killed_before_its_rename_leaves_nothing_for_long(
+    own_hub, read_tree, files, tmp_path: Path
+):
+    target = tmp_path / "models" / "v1"
+    code = (
+        "import os, pathlib, sys; from metaflow_hf.hub import production_download\n"
+        "replace = pathlib.Path.replace\n"
+        "def killed(self, to):\n"
+        "    os.kill(os.getpid(), 9) if str(to) == sys.argv[1] else None\n"
+        "    return replace(self, to)\n"
+        "pathlib.Path.replace = killed\n"
+        "production_download('acme/model', sys.argv[1])\n"
+    )
+    environment = {**os.environ, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(target)], env=environment, check=False, timeout=100
+    )
+    assert done.returncode == -signal.SIGKILL
+    [staged] = target.parent.iterdir()
+    assert staged.name != "v1"
+    with own_hub.log.new() as log:
+        production_download("acme/model", target)
+    assert log.file_bytes() == 0
+    assert read_tree(target) == files
+    assert [path.name for path in target.parent.iterdir()] == ["v1"]
 
 
 def test_two_publishers_of_one_directory_agree(own_hub, read_tree, files, tmp_path: Path):

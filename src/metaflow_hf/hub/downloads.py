@@ -21,6 +21,7 @@ from metaflow_hf.store.datastore import configured_store
 from metaflow_hf.store.manifests import Manifest
 from metaflow_hf.store.models import find_manifest
 from metaflow_hf.store.node_cache import NodeCache
+from metaflow_hf.store.work_dirs import remove_orphans
 
 if TYPE_CHECKING:
     from huggingface_hub import DryRunFileInfo
@@ -132,7 +133,7 @@ def production_download(
 
     The files are staged beside the target, checked (each against its sha256 with ``verify``; ``required_files`` are
     names or patterns, by default ``config.json`` and weights of any format), then renamed. A target that already
-    holds these very files is left as it is. Raises ``SelectionError`` when a required file is missing or the target
+    holds these very files is left as it is, and what a call that was killed left is removed by the next one. Raises ``SelectionError`` when a required file is missing or the target
     holds anything else, and the errors of ``snapshot_download``.
     """
     if arguments.get("local_dir") is not None or arguments.get("dry_run"):
@@ -151,6 +152,7 @@ def production_download(
     if _is_published(target, manifest, what):
         return str(target_dir)
     cache = NodeCache.default()
+    remove_orphans(cache.root / "work")  # what a killed call left beside the target
     staging = cache.new_work_dir(target.name, root=target.parent)
     try:
         snapshots.load(reference, staging, token=request.token)
