@@ -337,3 +337,14 @@ def test_a_tokenizer_without_special_tokens_will_do(tokenizer):
     assert batch.num_input_tokens == 3
     assert batch.attention_mask.tolist() == [[1, 1], [1, 0]]
     assert batch.labels[1, 1] == IGNORE_INDEX
+
+
+@pytest.mark.parametrize(("role", "label"), [("assistant", EOS), ("user", IGNORE_INDEX)])
+def test_the_end_of_a_conversation_is_learned_only_after_the_assistant(tokenizer, role, label):
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    messages = [{"role": "user", "content": "a"}, {"role": role, "content": "b"}]
+    docs = encode_rows([{"messages": messages}], chat, text_column="messages")
+    [batch] = make_batches(docs, sequence_length=64, eos_token_id=EOS)
+    assert batch.input_ids[0, -1] == EOS
+    assert batch.labels[0, -1] == label
