@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -26,6 +27,9 @@ from metaflow_hf.hub.tally import FileTally
 from metaflow_hf.store.objects import Digest
 
 logger = logging.getLogger("metaflow_hf.hub")
+
+# How many bytes arrive before that is told, and the transfer can be stopped, again.
+TOLD_BYTES: Final = 1 << 18
 
 
 def silent_bar(progress: FileTally) -> type[tqdm]:
@@ -129,7 +133,7 @@ def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, pro
     # Compressed on the way, a file could not be continued.
     headers = {**client.request_headers(), "Accept-Encoding": "identity"}
     with place.open("ab") as out:
-        size = out.tell()
+        size = told = out.tell()
         if size:
             headers["Range"] = f"bytes={size}-"
         with get_session().stream(
@@ -142,15 +146,18 @@ def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, pro
             if size and response.status_code != 206:
                 # A proxy that knows no ranges sends the whole file.
                 out.truncate(0)
-                size = 0
-            for chunk in response.iter_bytes(constants.DOWNLOAD_CHUNK_SIZE):
+                size = told = 0
+            # As they come: put together to larger chunks, the bytes would be copied twice more.
+            for chunk in response.iter_bytes():
                 size += len(chunk)
                 if size > file.size:
                     # Whatever this is, it must not fill the disk.
                     out.truncate(0)
                     raise IntegrityError(f"{file.path!r} comes with more than its {file.size} bytes.")
                 out.write(chunk)
-                progress.arrived(size)
+                if size - told >= TOLD_BYTES:
+                    told = size
+                    progress.arrived(size)
     if size != file.size:
         raise IntegrityError(f"{file.path!r} came with {size} bytes instead of {file.size}.")
 
