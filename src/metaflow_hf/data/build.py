@@ -13,8 +13,8 @@ from metaflow_hf.data.open_block import scratch_directory
 from metaflow_hf.data.reading import encoded_batches
 from metaflow_hf.data.records import is_published, read_completion, read_manifest
 from metaflow_hf.data.sources import Source, open_source
+from metaflow_hf.data.sources.remembered import datasets_root
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
-from metaflow_hf.environment import node_cache_root
 from metaflow_hf.errors import ConfigError, DatasetMismatch
 from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store import ObjectStore, encode_json, open_store, quote_part
@@ -177,10 +177,7 @@ def write_dataset(
 
 def default_store(spec: DatasetSpec) -> ObjectStore:
     """Where a dataset goes when no place is named: the running flow's datastore, else the user's cache."""
-    from metaflow_hf.store import datastore
-
-    root = datastore.configured_store() if datastore.is_active() else open_store(node_cache_root())
-    return root.child(f"datasets/{dataset_key(spec)}")
+    return datasets_root().child(f"datasets/{dataset_key(spec)}")
 
 
 def dataset_key(spec: DatasetSpec) -> str:

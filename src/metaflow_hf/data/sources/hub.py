@@ -6,17 +6,25 @@ twice after an interruption.
 """
 
 import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.layout import documents_of, layout_of_builder
-from metaflow_hf.errors import SelectionError
+from metaflow_hf.data.sources.remembered import Listing, Memory, datasets_root
+from metaflow_hf.data.sources.stored import source_of_snapshot
+from metaflow_hf.errors import HubUnavailable, NotFound, SelectionError
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.modalities import check_modalities
-from metaflow_hf.hub.names import Repo, check_revision
+from metaflow_hf.hub.names import Repo, Selection, check_revision
 from metaflow_hf.hub.ranged import RangedFile
+from metaflow_hf.hub.request import SnapshotRequest
+from metaflow_hf.hub.snapshots import content_key
+from metaflow_hf.store import ObjectStore, datastore
+from metaflow_hf.store.manifests import read_manifest
 
 _LOCATION: Final = re.compile(
     r"hf://(?:datasets/)?(?P<repo>[^:@]+)(?::(?P<config>[^:@]*))?(?::(?P<split>[^:@]*))?(?:@(?P<revision>.+))?"
@@ -31,6 +39,11 @@ class HubLocation:
     config: str | None
     split: str | None
     revision: str | None
+
+    @property
+    def asked(self) -> str:
+        """Configuration and split as they were written."""
+        return f"{self.config or ''}:{self.split or ''}"
 
     @classmethod
     def parse(cls, text: str) -> "HubLocation":
@@ -70,16 +83,51 @@ class HubFile:
         return RangedFile.open(self.client, self.repo, self.commit_hash, self.remote)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HubSource(FileSource):
+    """The files of one configuration and split; the kinds of their columns are remembered for work without the hub."""
+
+    memory: Memory
+    repo: Repo
+    asked: str
+
+    def first_rows(self) -> list[Mapping[str, Any]]:
+        commit = str(self.commit_hash)
+        try:
+            rows = super().first_rows()
+        except HubUnavailable:
+            remembered = self.memory.columns(self.repo, commit, self.asked)
+            if remembered is None:
+                raise
+            return remembered
+        self.memory.note_columns(self.repo, commit, self.asked, rows)
+        return rows
+
+
 def open_hub_dataset(text: str) -> FileSource:
     """The dataset at a ``hf://`` location, at the commit that its revision names now.
 
-    A repository of nothing but documents gives their texts. Raises ``SelectionError`` for an unknown configuration
-    or split and for files that hold no text, ``UnsupportedModalityError``, and the hub's errors.
+    A repository of nothing but documents gives their texts. Without the hub the commit that it named last counts,
+    with a warning that says when, if that commit is cached: as a snapshot, whose files are read instead of the
+    hub's, or as blocks, which are found again. Raises ``SelectionError`` for an unknown configuration or split and
+    for files that hold no text, ``UnsupportedModalityError``, and the hub's errors.
     """
     location = HubLocation.parse(text)
     client = HubClient(Endpoint.of())
     repo = Repo.of(location.repo_id, "dataset")
-    commit = client.resolve(repo, check_revision(location.revision)).commit_hash
+    revision = check_revision(location.revision)
+    memory = Memory(datasets_root().uri, client.endpoint)
+    try:
+        resolved = client.resolve(repo, revision)
+    except HubUnavailable as error:
+        return _open_cached(location, client, repo, memory, error)
+    memory.note_commit(repo, revision, resolved)
+    listing = _list(location, client, repo, resolved.commit_hash)
+    memory.note_listing(repo, resolved.commit_hash, location.asked, listing)
+    return _source(location, client, repo, memory, listing, resolved.commit_hash)
+
+
+def _list(location: HubLocation, client: HubClient, repo: Repo, commit: str) -> Listing:
     if "/" not in repo.repo_id:
         # `datasets` builds paths that need both parts.
         repo = Repo.of(client.canonical_id(repo, commit), "dataset")
@@ -94,12 +142,57 @@ def open_hub_dataset(text: str) -> FileSource:
             lambda url: url.partition(marker)[2],
             where=f"hf://{location.repo_id}",
         )
-    return FileSource(
-        name=repo.repo_id.rpartition("/")[2],
-        source=f"hf://{repo.repo_id}:{layout.config}:{layout.split}",
-        files=[HubFile(client, repo, commit, remote[path]) for path in layout.paths],
+    return Listing(repo.repo_id, layout.config, layout.split, [remote[path] for path in layout.paths])
+
+
+def _source(
+    location: HubLocation, client: HubClient, repo: Repo, memory: Memory, listing: Listing, commit: str
+) -> FileSource:
+    named = Repo.of(listing.repo_id, "dataset")
+    return HubSource(
+        name=listing.repo_id.rpartition("/")[2],
+        source=f"hf://{listing.repo_id}:{listing.config}:{listing.split}",
+        files=[HubFile(client, named, commit, file) for file in listing.files],
         commit_hash=commit,
+        memory=memory,
+        repo=repo,
+        asked=location.asked,
     )
+
+
+def _open_cached(
+    location: HubLocation, client: HubClient, repo: Repo, memory: Memory, cause: HubUnavailable
+) -> FileSource:
+    request = SnapshotRequest.of(location.repo_id, repo_type="dataset", revision=location.revision)
+    stores = [datasets_root()]
+    if not datastore.is_active():
+        # Snapshots of scripts lie in the datastore that Metaflow is configured with.
+        stores.append(datastore.configured_store())
+    commit = _commit_of(request, stores, client.endpoint, cause)
+    listing = memory.listing(repo, commit, location.asked)
+    repo_id = listing.repo_id if listing else repo.repo_id
+    for store in stores:
+        try:
+            manifest = read_manifest(
+                store, f"manifests/{content_key(client.endpoint, repo, commit, Selection())}"
+            )
+        except NotFound:
+            continue
+        return source_of_snapshot(
+            store, manifest, repo_id, commit, config=location.config, split=location.split
+        )
+    if listing is None:
+        raise cause
+    return _source(location, client, repo, memory, listing, commit)
+
+
+def _commit_of(
+    request: SnapshotRequest, stores: Sequence[ObjectStore], endpoint: Endpoint, cause: HubUnavailable
+) -> str:
+    for store in stores[:-1]:
+        with suppress(HubUnavailable):
+            return Memory(store.uri, endpoint).commit_of(request, cause).commit_hash
+    return Memory(stores[-1].uri, endpoint).commit_of(request, cause).commit_hash
 
 
 def _builder(client: HubClient, repo: Repo, location: HubLocation, commit: str) -> Any:

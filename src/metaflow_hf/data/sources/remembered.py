@@ -1,0 +1,125 @@
+"""What is known of a hub's dataset while the hub cannot be asked: its commit, its files, its columns.
+
+``sources/<endpoint>/<repo>/<commit>/<config:split>.json`` says which files they are, ``….columns.json`` what the
+first rows held; neither holds any text. With both, blocks that are complete are found again without the hub.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from metaflow_hf.environment import node_cache_root
+from metaflow_hf.errors import HubUnavailable, NotFound, StoreUnavailable
+from metaflow_hf.hub.client import RemoteFile
+from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.names import Repo
+from metaflow_hf.hub.offline import recorded
+from metaflow_hf.hub.records import Refs, Resolved
+from metaflow_hf.hub.request import SnapshotRequest
+from metaflow_hf.store import ObjectStore, encode_json, open_store, quote_part
+
+logger = logging.getLogger("metaflow_hf.data")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files of one configuration and split, in order; ``repo_id`` is the hub's own."""
+
+    repo_id: str
+    config: str
+    split: str
+    files: Sequence[RemoteFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The records of one store. What cannot be written is not remembered, and nothing fails for it."""
+
+    uri: str
+    endpoint: Endpoint
+
+    def note_commit(self, repo: Repo, revision: str, resolved: Resolved) -> None:
+        """What the hub says now."""
+        with _unless_unavailable():
+            Refs(self._store).add(self.endpoint, repo, revision, resolved)
+
+    def commit_of(self, request: SnapshotRequest, cause: HubUnavailable) -> Resolved:
+        """The commit that the hub named last, with a warning that says when. Raises ``cause`` without one."""
+
+        def in_scope(commit_hash: str) -> bool:
+            return bool(self._store.children(self._folder(request.repo, commit_hash)))
+
+        return recorded(request, Refs(self._store), str(cause), cause=cause, in_scope=in_scope)
+
+    def note_listing(self, repo: Repo, commit_hash: str, asked: str, listing: Listing) -> None:
+        """``asked`` is the configuration and split as the user named them."""
+        files = [[file.path, file.size, file.oid, file.sha256] for file in listing.files]
+        record = {
+            "repo_id": listing.repo_id,
+            "config": listing.config,
+            "split": listing.split,
+            "files": files,
+        }
+        with _unless_unavailable():
+            self._store.create(self._key(repo, commit_hash, asked), encode_json(record))
+
+    def listing(self, repo: Repo, commit_hash: str, asked: str) -> Listing | None:
+        try:
+            record = json.loads(self._store.get(self._key(repo, commit_hash, asked)))
+        except NotFound:
+            return None
+        files = [RemoteFile(path, size, oid, sha256) for path, size, oid, sha256 in record["files"]]
+        return Listing(record["repo_id"], record["config"], record["split"], files)
+
+    def note_columns(self, repo: Repo, commit_hash: str, asked: str, rows: Sequence[Row]) -> None:
+        """What kinds of values the columns of these rows hold."""
+        examples = [{name: _example(value) for name, value in row.items()} for row in rows]
+        with _unless_unavailable():
+            self._store.create(self._key(repo, commit_hash, f"{asked}.columns"), encode_json(examples))
+
+    def columns(self, repo: Repo, commit_hash: str, asked: str) -> list[Row] | None:
+        """Rows with values of the same kinds."""
+        try:
+            rows: list[Row] = json.loads(self._store.get(self._key(repo, commit_hash, f"{asked}.columns")))
+        except NotFound:
+            return None
+        return rows
+
+    @property
+    def _store(self) -> ObjectStore:
+        return open_store(self.uri)
+
+    def _folder(self, repo: Repo, commit_hash: str) -> str:
+        return f"sources/{self.endpoint.key}/{repo.key}/{commit_hash}"
+
+    def _key(self, repo: Repo, commit_hash: str, asked: str) -> str:
+        return f"{self._folder(repo, commit_hash)}/{quote_part(asked)}.json"
+
+
+def datasets_root() -> ObjectStore:
+    """Where datasets go when no place is named: the running flow's datastore, else the user's cache."""
+    from metaflow_hf.store import datastore
+
+    return datastore.configured_store() if datastore.is_active() else open_store(node_cache_root())
+
+
+@contextmanager
+def _unless_unavailable() -> Iterator[None]:
+    try:
+        yield
+    except StoreUnavailable as error:
+        logger.debug("not remembered for work without the hub: %s", error)
+
+
+def _example(value: Any) -> Any:
+    """A value of the same kind that says nothing."""
+    if isinstance(value, str):
+        return "x"
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return [dict.fromkeys(value[0])]
+    return type(value)() if isinstance(value, (bool, int, float, list, dict)) else None
