@@ -43,12 +43,16 @@ def test_a_terminal_gets_a_bar_in_bytes_and_a_log_gets_lines(monkeypatch: pytest
     terminal = Terminal()
     bar = progress_on(terminal, print)
     assert isinstance(bar, DownloadBar)
-    for done in (0, 15_000_000, 30_000_000):
+    for done in (0, 15_000_000, 30_000_000, 30_000_000):
         bar(DownloadProgress(time=0, name="a@1", done_bytes=done, total_bytes=30_000_000))
-    last = terminal.getvalue().rpartition("a@1")[2]
-    assert last.startswith(": 100%")
-    assert "30.0M/30.0M" in last
-    assert "B/s" in last
+    drawn = terminal.getvalue()
+    assert "0.00/30.0M" in drawn
+    assert "B/s" in drawn
+    # It ends in words, once, on a line that is kept.
+    assert re.fullmatch(r"Downloaded a@1: 30\.0 MB in .* s \(.*/s\)\n", drawn.rpartition("\r")[2])
+    bar(DownloadProgress(time=0, name="b@1", done_bytes=7, total_bytes=7, cached_bytes=7))
+    assert terminal.getvalue().endswith("b@1: 7 B, all from the cache\n")
+    assert terminal.getvalue().count("\n") == 2
 
 
 def test_lines_tell_what_came_from_the_cache_and_how_often_was_retried():
@@ -178,6 +182,7 @@ def test_a_person_at_a_terminal_sees_one_bar(own_hub, lines, monkeypatch: pytest
     download_large_model("acme/model")
     drawn = terminal.getvalue()
     assert len(set(re.findall(r"acme/model@[0-9a-f]{12}", drawn))) == 1
-    assert "1.20M/1.20M" in drawn
+    assert "/1.20M" in drawn
+    assert re.search(r"\rDownloaded acme/model@\w+: 1\.2 MB in .*\n$", drawn)
     assert drawn.count("\n") == 1
     assert lines() == []

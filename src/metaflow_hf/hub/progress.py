@@ -60,7 +60,8 @@ class DownloadLines:
 
 
 class DownloadBar:
-    """An ``OnEvent`` that draws one bar in bytes per download, with rate and time left. Thread-safe.
+    """An ``OnEvent`` that draws one bar in bytes per download, with rate and time left, and ends it with the line that a
+    log would get. Thread-safe.
 
     huggingface_hub's switch for its bars (``HF_HUB_DISABLE_PROGRESS_BARS``) counts for these too. As a context manager
     it ends, on a line of their own, the bars of downloads that failed.
@@ -93,7 +94,12 @@ class DownloadBar:
             bar.set_postfix_str(", ".join(_besides(event)), refresh=False)
             bar.update(event.done_bytes - bar.n)
             if event.done_bytes >= event.total_bytes:
+                seconds = bar.format_dict["elapsed"]
+                bar.leave = False
                 bar.close()
+                bar.disable = True
+                # Above the bars that are still drawn.
+                bar.write(_line(event, seconds), file=self._file)
 
 
 def progress_on(file: TextIO, say: Callable[[str], None]) -> DownloadBar | DownloadLines:
