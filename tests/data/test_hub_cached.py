@@ -126,6 +126,8 @@ def test_a_reference_gives_the_blocks_of_its_commit(form, start_hub, tmp_path, c
     source = reference if form == "reference" else reference.to_json()
     manifest = build_blocks(source, tmp_path / "ref", samples_per_block=50)
     assert read_all(tmp_path / "ref") == given.rows(1)
+    with BlockManager(source, samples_per_block=50) as manager:
+        assert manager.get_chunk(4, 0)[-1] == given.rows(1)[-1]["text"]
     # The same content has the same key, so that nothing is built twice.
     assert manifest == build_blocks(source, tmp_path / "hub", samples_per_block=50)
     assert len(hub.log) == 0

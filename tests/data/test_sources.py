@@ -60,7 +60,17 @@ def test_a_json_array_whose_elements_are_larger_than_a_read(tmp_path, read_all):
     assert read_all(tmp_path / "out") == rows
 
 
-@pytest.mark.parametrize("broken", ['[{"text":"a"}', '[{"text":"a"},,', "[", '[{"text":"a" "b"}]'])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '[{"text":"a"}',
+        '[{"text":"a"},,',
+        "[",
+        '[{"text":"a" "b"}]',
+        '[{"text":"a"}]\n[{"text":"b"}]',
+        '[{"text":' + "[" * 100_000,
+    ],
+)
 def test_a_broken_json_array_is_an_error_not_an_end(broken, tmp_path):
     (tmp_path / "raw.json").write_text(broken)
     with pytest.raises(SelectionError, match="raw.json"):
@@ -193,6 +203,12 @@ def test_objects_of_a_store(num_proc, tmp_path, memory_store, read_all):
     memory_store.put("raw/b.jsonl", b'{"text": "changed"}\n')
     with pytest.raises(DatasetMismatch, match="source_digest"):
         build_blocks(uri, tmp_path / "all")
+
+
+def test_a_manager_reads_objects_of_a_store(tmp_path, memory_store, read_through_manager):
+    memory_store.put("raw/b.jsonl", b'{"text": "3"}\n')
+    assert read_through_manager(f"{memory_store.uri}/raw", cache_dir=tmp_path) == ["3"]
+    assert read_through_manager(f"{memory_store.uri}/raw/b.jsonl", cache_dir=tmp_path) == ["3"]
 
 
 def test_a_place_of_a_store_that_holds_no_rows_is_refused(memory_store, tmp_path):

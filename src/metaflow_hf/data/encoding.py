@@ -14,7 +14,16 @@ import msgspec
 import numpy as np
 
 from metaflow_hf.data.manifest import OnBadRow
-from metaflow_hf.data.rows import EncodedRows, Ends, InputLines, InputRow, InputRows, Unreadable, line_ends
+from metaflow_hf.data.rows import (
+    AfterLine,
+    EncodedRows,
+    Ends,
+    InputLines,
+    InputRow,
+    InputRows,
+    Unreadable,
+    line_ends,
+)
 from metaflow_hf.errors import BadRowError
 
 __all__ = ["BLANKS", "EncodedRows", "InputLines", "InputRow", "InputRows", "RowEncoder", "Unreadable"]
@@ -45,12 +54,18 @@ class RowEncoder:
             kept = self._keep_good_lines(batch)
             if kept is not None:
                 return kept
-        first, name = batch.first_row, batch.name
-        lines = [self.encode_row(row, name, first + number) for number, row in enumerate(batch.rows)]
+        first, name, is_line = batch.first_row, batch.name, isinstance(batch.after, AfterLine)
+        lines = [
+            self.encode_row(row, name, first + number, is_line=is_line)
+            for number, row in enumerate(batch.rows)
+        ]
         return _only_kept(lines, [line is not None for line in lines], batch)
 
-    def encode_row(self, row: InputRow, name: str, number: int) -> bytes | None:
-        """The line of one row, row ``number`` of ``name``; ``None`` for one to be skipped. Raises as ``encode``."""
+    def encode_row(self, row: InputRow, name: str, number: int, *, is_line: bool = False) -> bytes | None:
+        """The line of one row, row ``number`` of ``name``; ``None`` for one to be skipped. Raises as ``encode``.
+
+        ``is_line`` says that each line of ``name`` is a row.
+        """
         try:
             if isinstance(row, bytes):
                 return self._keep_line(row)
@@ -60,8 +75,9 @@ class RowEncoder:
         except _Refused as refusal:
             if self._on_bad_row == "skip":
                 return None
+            where = f"line {number + 1}" if is_line else "counted from 0"
             raise BadRowError(
-                f"{name}: row {number} (line {number + 1}), {refusal}. Mend the row, or skip bad rows with "
+                f"{name}: row {number} ({where}), {refusal}. Mend the row, or skip bad rows with "
                 "on_bad_row='skip'."
             ) from refusal.__cause__
 

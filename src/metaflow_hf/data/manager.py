@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,8 +20,10 @@ from metaflow_hf.data.manifest import BlockEntry, BlockManifest, OnBadRow
 from metaflow_hf.data.order import Chunk
 from metaflow_hf.data.reader import BlockReader
 from metaflow_hf.data.sources import open_source
+from metaflow_hf.data.sources.opening import local_path
 from metaflow_hf.data.writer import LEASE_KEY
 from metaflow_hf.errors import ConfigError, SelectionError
+from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store import ObjectStore, open_store
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -69,7 +71,7 @@ class BlockManager:
 
     def __init__(
         self,
-        dataset_path: str | Path | ObjectStore,
+        dataset_path: str | Path | ObjectStore | SnapshotRef | Mapping[str, Any],
         samples_per_block: int = 100_000,
         dataset_chunk_size: int = 4_000,
         *,
@@ -272,24 +274,33 @@ class BlockManager:
 
 
 def _open(
-    dataset_path: str | Path | ObjectStore, cache_dir: str | Path | None, **settings: Any
+    dataset_path: str | Path | ObjectStore | SnapshotRef | Mapping[str, Any],
+    cache_dir: str | Path | None,
+    **settings: Any,
 ) -> tuple[ObjectStore, KnownBlocks]:
     """``settings`` are those of ``plan_dataset``; they matter where rows become blocks."""
-    if not isinstance(dataset_path, (str, Path)):
+    if not isinstance(dataset_path, (str, Path, SnapshotRef, Mapping)):
         return dataset_path, _stored(dataset_path)
-    text = str(dataset_path)
-    if not text.startswith("hf://"):
-        if "://" in text:
-            store = open_store(text)
-            return store, _stored(store)
-        path = Path(text).expanduser()
-        if (path / "block_manifest.json").is_file() or any((path / part).is_dir() for part in _PARTS):
-            store = open_store(path)
+    if isinstance(dataset_path, (str, Path)) and not str(dataset_path).startswith("hf://"):
+        store = _blocks_at(str(dataset_path))
+        if store is not None:
             return store, _stored(store)
     source = open_source(dataset_path)
     spec = plan_dataset(source, **settings)
     store = open_store(cache_dir).child(dataset_key(spec)) if cache_dir else default_store(spec)
     return store, GrowingBlocks(source, spec, store)
+
+
+def _blocks_at(location: str) -> ObjectStore | None:
+    """The store at a directory or URI that holds blocks, or begins to; ``None`` for one of rows."""
+    if "://" in location and not location.startswith("file://"):
+        store = open_store(location)
+        names = store.children()
+        return store if "block_manifest.json" in names or not set(_PARTS).isdisjoint(names) else None
+    path = local_path(location)
+    if (path / "block_manifest.json").is_file() or any((path / part).is_dir() for part in _PARTS):
+        return open_store(path)
+    return None
 
 
 def _stored(store: ObjectStore) -> StoredBlocks:

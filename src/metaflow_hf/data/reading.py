@@ -44,11 +44,12 @@ def encoded_batches(
 
     Up to ``num_proc`` further processes read and encode; ``directory`` is for what they are ahead.
     """
-    if num_proc > 1 and isinstance(source, FileSource) and _can_be_sent(source):
+    plain = _plain(source) if num_proc > 1 else None
+    if plain is not None:
         directory.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(prefix=SPOOL_PREFIX, dir=directory) as spool,
-            _Readers(source, spec, num_proc, Path(spool)) as readers,
+            _Readers(plain, spec, num_proc, Path(spool)) as readers,
         ):
             yield from readers.batches(cursor)
         return
@@ -62,12 +63,16 @@ def encoded_batches(
             yield encoder.encode(batch)
 
 
-def _can_be_sent(source: FileSource) -> bool:
+def _plain(source: Source) -> FileSource | None:
+    """The files of a source, without what else this process does with it; ``None`` if they cannot be sent."""
+    if not isinstance(source, FileSource):
+        return None
+    plain = FileSource(name=source.name, source=source.source, files=source.files)
     try:
-        pickle.dumps(source)
+        pickle.dumps(plain)
     except (TypeError, AttributeError, pickle.PicklingError):
-        return False
-    return True
+        return None
+    return plain
 
 
 @dataclass(slots=True)

@@ -61,6 +61,6 @@ def _as_mapping(row: bytes | Mapping[str, Any] | Unreadable) -> Mapping[str, Any
         return None
     try:
         return msgspec.json.decode(row, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # Refused by its number when its turn comes.
         return None

@@ -72,9 +72,14 @@ def open_source(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Sourc
         )
     from metaflow_hf.data.sources.local import open_local
 
-    path = Path(unquote(urlsplit(text).path) if "://" in text else text).expanduser()
+    path = local_path(text)
     if not path.exists() and _LIKE_A_REPOSITORY.fullmatch(text):
         raise SelectionError(
             f"there is no file or directory {text!r} here; for the dataset of that name on the hub write hf://{text}."
         )
     return open_local(path)
+
+
+def local_path(location: str) -> Path:
+    """The path that a path or a ``file://`` URI names."""
+    return Path(unquote(urlsplit(location).path) if "://" in location else location).expanduser()

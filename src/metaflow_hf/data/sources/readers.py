@@ -186,10 +186,15 @@ def _scan_array(text: io.TextIOWrapper, name: str) -> Iterator[InputRow]:
     while True:
         at = _skip_blanks(buffer, at)
         if buffer[at : at + 1] == "]":
+            _check_nothing_follows(buffer[at + 1 :], text, name)
             return
         try:
             start = _skip_comma(buffer, at) if wants_comma else at
             _, end = scan(buffer, start)
+        except RecursionError as error:
+            raise SelectionError(
+                f"{name}: an element nests too deep near {buffer[at : at + 40]!r}."
+            ) from error
         except json.JSONDecodeError as error:
             more = text.read(size)
             if not more:
@@ -205,6 +210,14 @@ def _scan_array(text: io.TextIOWrapper, name: str) -> Iterator[InputRow]:
         at, size, wants_comma = end, READ_BYTES, True
         if at > READ_BYTES:
             buffer, at = buffer[at:] + text.read(READ_BYTES), 0
+
+
+def _check_nothing_follows(rest: str, text: io.TextIOWrapper, name: str) -> None:
+    while not rest.strip(" \t\r\n"):
+        rest = text.read(READ_BYTES)
+        if not rest:
+            return
+    raise SelectionError(f"{name}: more follows behind the array: {rest.lstrip()[:40]!r}.")
 
 
 def _skip_comma(text: str, at: int) -> int:
