@@ -29,6 +29,13 @@ def test_importing_a_part_does_not_load_the_heavy_ones(part: str):
     assert not heavy & modules_after(f"import metaflow_hf.{part}")
 
 
+@pytest.mark.parametrize("flow", sorted(path.name for path in (ROOT / "flows").glob("*.py")))
+def test_a_flow_can_still_choose_its_hub(flow: str):
+    # Both read their endpoint once, at import.
+    statement = f"import runpy; runpy.run_path('flows/{flow}', run_name='flow')"
+    assert not {"huggingface_hub", "datasets"} & modules_after(statement)
+
+
 def test_importing_metaflow_with_the_extension_stays_light():
     heavy = {
         "torch",

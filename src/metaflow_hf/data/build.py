@@ -12,8 +12,8 @@ from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, O
 from metaflow_hf.data.open_block import scratch_directory
 from metaflow_hf.data.reading import encoded_batches
 from metaflow_hf.data.records import is_published, read_completion, read_manifest
+from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources import Source, open_source
-from metaflow_hf.data.sources.remembered import datasets_root
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
 from metaflow_hf.errors import ConfigError, DatasetMismatch
 from metaflow_hf.references import SnapshotRef

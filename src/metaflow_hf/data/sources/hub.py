@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
+from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.layout import documents_of, layout_of_builder
-from metaflow_hf.data.sources.remembered import Listing, Memory, datasets_root
+from metaflow_hf.data.sources.remembered import Listing, Memory
 from metaflow_hf.data.sources.stored import source_of_snapshot
 from metaflow_hf.errors import HubUnavailable, NotFound, SelectionError
 from metaflow_hf.hub.client import HubClient, RemoteFile

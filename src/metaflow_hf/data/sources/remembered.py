@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from metaflow_hf.environment import node_cache_root
 from metaflow_hf.errors import HubUnavailable, NotFound, StoreUnavailable
 from metaflow_hf.hub.client import RemoteFile
 from metaflow_hf.hub.endpoint import Endpoint
@@ -99,13 +98,6 @@ class Memory:
 
     def _key(self, repo: Repo, commit_hash: str, asked: str) -> str:
         return f"{self._folder(repo, commit_hash)}/{quote_part(asked)}.json"
-
-
-def datasets_root() -> ObjectStore:
-    """Where datasets go when no place is named: the running flow's datastore, else the user's cache."""
-    from metaflow_hf.store import datastore
-
-    return datastore.configured_store() if datastore.is_active() else open_store(node_cache_root())
 
 
 @contextmanager
