@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from s3_server import S3Server, running_s3_server
 
 from metaflow_hf.demo.content import HubContent
 from metaflow_hf.demo.fixtures import fixture_content
@@ -130,3 +131,34 @@ def point_libraries_at(url: str, home: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(config, "HF_CACHE_HOME", str(home))
         monkeypatch.setattr(config, "HF_DATASETS_CACHE", home / "datasets")
         monkeypatch.setattr(config, "HF_MODULES_CACHE", str(home / "modules"))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server of this test process; each test takes a bucket of its own."""
+    with running_s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_environment(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Metaflow's and boto3's settings for the S3 server, in this process and for children."""
+    from metaflow import metaflow_config
+
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    # Metaflow reads its settings once, at import.
+    monkeypatch.setattr(metaflow_config, "S3_ENDPOINT_URL", s3_server.url)
+    return s3_server.environment
+
+
+@pytest.fixture
+def s3_root(s3_server: S3Server, s3_environment: dict[str, str]) -> str:
+    """An empty bucket with a prefix, as a URI."""
+    return s3_server.new_bucket()
+
+
+@pytest.fixture
+def s3_datastore(s3_server: S3Server) -> dict[str, str]:
+    """The environment in which a flow finds an empty datastore on the S3 server."""
+    return {**s3_server.environment, "METAFLOW_DATASTORE_SYSROOT_S3": s3_server.new_bucket()}

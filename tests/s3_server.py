@@ -29,7 +29,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**CREDENTIALS, "METAFLOW_S3_ENDPOINT_URL": self.url, "AWS_ENDPOINT_URL": self.url}
+        return {**CREDENTIALS, "METAFLOW_S3_ENDPOINT_URL": self.url}
 
     def new_bucket(self) -> str:
         """An empty bucket with a prefix, as a URI."""
@@ -48,7 +48,7 @@ class S3Server:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
+def running_s3_server() -> Iterator[S3Server]:
     """A server that lives as long as the context."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

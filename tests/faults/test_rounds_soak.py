@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3_server
 from soak.chaos import Chaos
 from soak.contents import Bucket, Directory
 from soak.recompute import RecomputingAuditor
@@ -14,12 +13,6 @@ from soak.trainings import NUM_POSITIONS, Training
 KILLS_ON_DISK = 12
 KILLS_ON_S3 = 8
 OUTAGE_SECONDS = 30
-
-
-@pytest.fixture(scope="module")
-def server():
-    with s3_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -31,13 +24,8 @@ def on_disk(tmp_path: Path):
 
 
 @pytest.fixture
-def on_s3(tmp_path: Path, server: S3Server, monkeypatch):
-    from metaflow import metaflow_config
-
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(metaflow_config, "S3_ENDPOINT_URL", server.url)
-    training = Training(root=tmp_path, store=server.new_bucket(), environment=server.environment)
+def on_s3(tmp_path: Path, s3_root: str, s3_environment: dict[str, str]):
+    training = Training(root=tmp_path, store=s3_root, environment=s3_environment)
     training.prepare()
     yield training
     training.kill_all()
@@ -60,21 +48,21 @@ def test_processes_hurt_at_random_on_disk(on_disk):
 
 
 @pytest.mark.timeout(300)
-def test_processes_hurt_at_random_on_s3(on_s3, server):
+def test_processes_hurt_at_random_on_s3(on_s3, s3_server):
     chaos = Chaos(training=on_s3, rng=random.Random(2), faults_left=KILLS_ON_S3)
     chaos.run()
     assert sum(chaos.done.values()) >= KILLS_ON_S3 - 2
-    audit(Bucket(on_s3.store, server.url))
+    audit(Bucket(on_s3.store, s3_server.url))
 
 
 @pytest.mark.timeout(300)
-def test_a_store_that_is_away_for_half_a_minute_costs_time_and_nothing_else(on_s3, server):
+def test_a_store_that_is_away_for_half_a_minute_costs_time_and_nothing_else(on_s3, s3_server):
     workers = on_s3.start(2)
     workers[0].await_claims(3)
-    with server.away():
+    with s3_server.away():
         threading.Event().wait(OUTAGE_SECONDS)
     assert [worker.end(200) for worker in workers] == [0, 0]
-    auditor = audit(Bucket(on_s3.store, server.url))
+    auditor = audit(Bucket(on_s3.store, s3_server.url))
     assert not any(manifest["failures"] for manifest in auditor.manifests)
     assert not any("WorkLost" in worker.events for worker in workers)
 

@@ -3,12 +3,10 @@
 import os
 import re
 import signal
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
+from soak.contents import Bucket
 
 from metaflow_hf.data.sharded import ShardedDataset
 from metaflow_hf.errors import ConfigError, SelectionError
@@ -22,26 +20,8 @@ FLOW = ROOT / "flows" / "dataset_flow.py"
 
 
 @pytest.fixture
-def s3() -> Iterator[dict[str, str]]:
-    """The environment that makes Metaflow use an S3 server of this test, with an empty bucket."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    try:
-        urllib.request.urlopen(urllib.request.Request(f"{url}/bucket", method="PUT"), timeout=60).close()
-        yield {
-            "METAFLOW_DEFAULT_DATASTORE": "s3",
-            "METAFLOW_DATASTORE_SYSROOT_S3": "s3://bucket/metaflow",
-            "METAFLOW_S3_ENDPOINT_URL": url,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-    finally:
-        server.stop()
+def s3(s3_datastore) -> dict[str, str]:
+    return {**s3_datastore, "METAFLOW_DEFAULT_DATASTORE": "s3"}
 
 
 def test_on_s3_a_killed_branch_changes_nothing_and_a_training_takes_the_key(
@@ -67,16 +47,9 @@ def test_on_s3_a_killed_branch_changes_nothing_and_a_training_takes_the_key(
     key = re.search(r"train_flow.py run --dataset (datasets/\S+)", output)[1]
     assert key == plan.key
     assert f"{manifest.total_samples:,} rows in {manifest.total_blocks} blocks" in output
-    bucket = boto3.client(
-        "s3",
-        endpoint_url=s3["METAFLOW_S3_ENDPOINT_URL"],
-        aws_access_key_id="key",
-        aws_secret_access_key="secret",
-        region_name="us-east-1",
-    )
-    stored = bucket.get_object(Bucket="bucket", Key=f"metaflow/mf.hf/{key}/block_manifest.json")
+    stored = Bucket(s3["METAFLOW_DATASTORE_SYSROOT_S3"], s3["METAFLOW_S3_ENDPOINT_URL"])
     here = tmp_path / "here/mf.hf" / key
-    assert stored["Body"].read() == (here / "block_manifest.json").read_bytes()
+    assert stored[f"mf.hf/{key}/block_manifest.json"] == (here / "block_manifest.json").read_bytes()
 
     values = {"model": {"repo_id": "a/model"}}
     job = TrainingJob.configured(values, run="Flow-1", dataset=key).check_data().build()

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from s3_server import s3_server
+from s3_server import running_s3_server
 from simulation.schedules import in_a_world, pair_schedules, play_random
 from simulation.world import Scenario
 
@@ -104,7 +104,7 @@ def _one_training(seed: int, faults: int, *, on_s3: bool) -> Counter[str]:
         training = Training(root=root, store=str(root / "store"))
         contents = Directory(root / "store")
         if on_s3:
-            server = stack.enter_context(s3_server())
+            server = stack.enter_context(running_s3_server())
             os.environ.update(server.environment)
             _use(server.url)
             training = Training(root=root, store=server.new_bucket(), environment=server.environment)

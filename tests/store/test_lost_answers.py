@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
+from s3_server import S3Server
 
 from metaflow_hf.store import open_store
 
@@ -58,10 +59,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def proxy(s3_endpoint: str, s3_root: str, monkeypatch: pytest.MonkeyPatch):
+def proxy(s3_server: S3Server, s3_root: str, monkeypatch: pytest.MonkeyPatch):
     from metaflow import metaflow_config
 
-    server = _Proxy(s3_endpoint)
+    server = _Proxy(s3_server.url)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     monkeypatch.setattr(metaflow_config, "S3_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
