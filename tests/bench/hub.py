@@ -1,6 +1,6 @@
 """Speed and size of the hub cache against huggingface_hub, cp and, where named, metaflow-checkpoint, in one run.
 
-    python tests/bench/hub.py [--megabytes 1024] [--repeat 3] [--only cold,revision,tasks] [--rival PYTHON]
+    python tests/bench/hub.py [--megabytes 1024] [--repeat 3] [--only cold,revision,saves,tasks] [--rival PYTHON]
 
 ``--rival`` is the Python of another environment with metaflow-checkpoint (pip install metaflow-checkpoint
 huggingface_hub): the same flows run there too. Everything comes from a hub on localhost in a process of its own;
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1024)
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", default="cold,revision,tasks")
+    parser.add_argument("--only", default="cold,revision,saves,tasks")
     parser.add_argument("--rival")
     parser.add_argument("--directory", help="where to work; its file system is what is measured")
     options = parser.parse_args()
@@ -96,6 +96,8 @@ def main() -> None:
                 _bench_cold(directory, endpoint, options.repeat, options.rival)
             if "revision" in parts:
                 _bench_revision(directory, endpoint)
+            if "saves" in parts:
+                _bench_saves(directory, endpoint, options.megabytes, options.rival)
             if "tasks" in parts:
                 _bench_tasks(directory, endpoint, options.repeat, options.rival)
     finally:
@@ -157,6 +159,33 @@ def _bench_revision(directory: Path, endpoint: str) -> None:
         goal_ratio=1.01,
     )
     print(f"  main {before / 1e6:.3f} MB, both {both / 1e6:.3f} MB")
+
+
+def _bench_saves(directory: Path, endpoint: str, megabytes: int, rival: str | None) -> None:
+    stored = []
+    for python in (None, rival) if rival else (None,):
+        with scratch(directory, "saves") as place:
+            model = place / "model"
+            model.mkdir()
+            with (model / "model.safetensors").open("wb") as file:
+                for _ in range(megabytes):
+                    file.write(os.urandom(1 << 20))
+            own = Place(place, endpoint, python)
+            taken = own.flow("big_flow.py", BENCH_SAVES="4", BENCH_DIRECTORY=str(model))
+            stored.append(stored_bytes(own.datastore) / 1e6)
+            names = ", ".join(f"{taken[f'save {number}']:.2f} s" for number in range(1, 5))
+            print(
+                f"four identical saves by {'metaflow-checkpoint' if python else 'ours'}: {names}", flush=True
+            )
+    show(
+        "  stored bytes, against the model's",
+        stored[:1],
+        [megabytes * (1 << 20) / 1e6],
+        unit="MB",
+        goal_ratio=1.01,
+    )
+    if rival:
+        show("  against metaflow-checkpoint", stored[:1], stored[1:], unit="MB")
 
 
 def _unique_bytes(datastore: Path) -> int:

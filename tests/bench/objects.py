@@ -23,6 +23,7 @@ from parts.report import scratch, seconds, settle, show, stored_bytes
 
 from metaflow_hf.references import ModelRef
 from metaflow_hf.store import ObjectStore, open_store
+from metaflow_hf.store.blobs import hash_file
 from metaflow_hf.store.models import load_directory, save_directory
 from metaflow_hf.store.node_cache import NodeCache
 
@@ -65,33 +66,45 @@ def _make_model(place: Path, size: int, files: int) -> Path:
 
 
 def _bench_disk(directory: Path, model: Path, size: int, repeat: int) -> None:
-    saved, again, copied, loaded, cloned = [], [], [], [], []
-    for _ in range(repeat):
-        with scratch(directory, "disk") as place:
-            store, cache = open_store(place / "store"), NodeCache(place / "node")
-            saved.append(seconds(save_directory, store, model, **TASK))
-            again += [seconds(save_directory, store, model, **TASK) for _ in range(3)]
-            stored = stored_bytes(place / "store")
-            settle()
-            copied.append(seconds(_durable_copy, model, place / "copied"))
-            shutil.rmtree(place / "copied")
-            reference = save_directory(store, model, **TASK)
-            _check(load_directory(store, reference, cache=cache), model)
-            settle()
-            loaded.append(seconds(load_directory, store, reference, place / "loaded", cache=cache))
-            shutil.rmtree(place / "loaded")
-            settle()
-            cloned.append(seconds(subprocess.run, ["cp", "-r", model, place / "cp"], check=True))
-    show("save to a datastore on disk, against one durable copy", saved, copied)
-    show("  save the same again (reads and hashes)", again)
-    show(
-        "stored bytes of four identical saves, against the model's",
-        [stored / 1e6],
-        [size / 1e6],
-        unit="MB",
-        goal_ratio=1.01,
+    saved, copied = _in_turns(
+        directory,
+        repeat,
+        lambda place: save_directory(open_store(place / "store"), model, **TASK),
+        lambda place: _durable_copy(model, place / "copied"),
     )
-    show("warm load to a path of one's own, against cp -r", loaded, cloned)
+    show("save to a datastore on disk, against one durable copy", saved, copied)
+    with scratch(directory, "disk") as disk:
+        store, cache = open_store(disk / "store"), NodeCache(disk / "node")
+        reference = save_directory(store, model, **TASK)
+        again = [seconds(save_directory, store, model, **TASK) for _ in range(3)]
+        show("  save the same again (reads and hashes)", again)
+        show(
+            "stored bytes of four identical saves, against the model's",
+            [stored_bytes(disk / "store") / 1e6],
+            [size / 1e6],
+            unit="MB",
+            goal_ratio=1.01,
+        )
+        _check(load_directory(store, reference, cache=cache), model)
+        loaded, cloned = _in_turns(
+            directory,
+            repeat,
+            lambda place: load_directory(store, reference, place / "loaded", cache=cache),
+            lambda place: subprocess.run(["cp", "-r", model, place / "cp"], check=True),
+        )
+        show("warm load to a path of one's own, against cp -r", loaded, cloned)
+
+
+def _in_turns(directory: Path, repeat: int, *contenders: Callable[[Path], object]) -> list[list[float]]:
+    """Seconds of each contender in an empty directory, ``repeat`` times; nobody is always the first."""
+    taken: list[list[float]] = [[] for _ in contenders]
+    for number in range(repeat):
+        for turn in range(len(contenders)):
+            which = (turn + number) % len(contenders)
+            with scratch(directory, "turn") as place:
+                settle()
+                taken[which].append(seconds(contenders[which], place))
+    return taken
 
 
 def _bench_s3(directory: Path, model: Path, endpoint: str, repeat: int) -> None:
@@ -114,42 +127,39 @@ def _bench_s3(directory: Path, model: Path, endpoint: str, repeat: int) -> None:
     store = open_store(f"s3://{BUCKET}/{PREFIX}", backend_options=options)
     (directory / "buckets" / BUCKET).mkdir(parents=True)
     threads = TransferConfig(max_concurrency=8)
-    uploaded, sent = [], []
-    for _ in range(repeat):
-        shutil.rmtree(directory / "buckets" / BUCKET)
-        (directory / "buckets" / BUCKET).mkdir()
-        settle()
-        sent.append(seconds(_send, client, model, threads))
-        shutil.rmtree(directory / "buckets" / BUCKET / "boto3")
-        settle()
-        uploaded.append(seconds(save_directory, store, model, **TASK))
+    bucket = directory / "buckets" / BUCKET
+
+    def emptied(work: Callable[[], object]) -> None:
+        work()
+        shutil.rmtree(bucket)
+        bucket.mkdir()
+
+    uploaded, sent = _in_turns(
+        directory,
+        repeat,
+        lambda _: emptied(lambda: save_directory(store, model, **TASK)),
+        lambda _: emptied(lambda: _send(client, model, threads)),
+    )
     reference = save_directory(store, model, **TASK)
     keys = [info.key for info in store.list("blobs")]
-    contenders: list[Callable[[Path], object]] = [
-        lambda place: _load(store, reference, place, model, verify="once"),
-        lambda place: _load(store, reference, place, model, verify="never"),
+    _receive(client, keys[:1], directory, threads)  # opens connections
+    loaded, received = _in_turns(
+        directory,
+        repeat,
+        lambda place: _load(store, reference, place, model),
         lambda place: _receive(client, keys, place, threads),
-    ]
-    taken: list[list[float]] = [[], [], []]
-    for number in range(repeat + 1):
-        for which in range(3):
-            turn = (which + number) % 3
-            with scratch(directory, "load") as place:
-                settle()
-                spent = seconds(contenders[turn], place)
-            if number:  # the first of each only opens connections
-                taken[turn].append(spent)
-    verified, unverified, plain = taken
+    )
     show("S3: save, against boto3 with 8 threads", uploaded, sent)
-    show("S3: load by an empty node, verified, against boto3 with 8 threads", verified, plain, goal_ratio=1.0)
-    show("  without sha256", unverified, plain)
-    show("  what sha256 costs", verified, unverified)
+    show(
+        "S3: load by an empty node, verified, against boto3 with 8 threads", loaded, received, goal_ratio=1.0
+    )
+    show(
+        "  sha256 of the same bytes by one thread", [seconds(lambda: [hash_file(p) for p in model.iterdir()])]
+    )
 
 
-def _load(store: ObjectStore, reference: ModelRef, place: Path, model: Path, *, verify: str) -> None:
-    cache = NodeCache(place / "node")
-    loaded = load_directory(store, reference, cache=cache, verify=verify)
-    _check(loaded, model)
+def _load(store: ObjectStore, reference: ModelRef, place: Path, model: Path) -> None:
+    _check(load_directory(store, reference, cache=NodeCache(place / "node")), model)
 
 
 def _check(loaded: Path, model: Path) -> None:
