@@ -22,6 +22,7 @@ COMMANDS = {
     "gc": ("gc", "Free what nothing refers to any more."),
     "models": ("models", "Models in the datastore: ls, show, get, rm, push."),
     "snapshots": ("snapshots", "Repositories of the hub in the datastore: get, ls, show, verify, rm."),
+    "training": ("training", "How trainings are doing: ls, status, log."),
 }
 
 

@@ -17,6 +17,7 @@ Correctness rests on ``create`` of ``spec.json``, ``claims`` and ``rounds`` alon
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -93,6 +94,11 @@ class Lineage:
         for info in self.store.list("rounds", after=offset):
             key = info.key
         return None if key is None else self._closed(key, self.store.get(key))
+
+    def round_times(self, *, after: int = -1) -> dict[int, datetime]:
+        """When the rounds newer than ``after`` were closed, by the store's own clock; one listing from there on."""
+        offset = self._round_key(after) if after >= 0 else None
+        return {int(_stem(info.key)): info.last_modified for info in self.store.list("rounds", after=offset)}
 
     def create_round(self, manifest: Round) -> ClosedRound:
         """Commits a round, or returns the one that another closer committed."""
