@@ -109,21 +109,18 @@ def test_a_sequential_reader_reads_each_chunk_once_ahead_of_time(blocks, recordi
 
 def test_a_chunk_whose_reading_ahead_failed_is_read_again(blocks, recording_store):
     directory, rows = blocks
-    is_away = threading.Event()
+    failed = []
 
     def before(method, key, _):
-        if method == "get_range" and is_away.is_set():
-            raise StoreUnavailable("as if the store were away")
+        if method == "get_range" and threading.current_thread().name.startswith("chunk ahead"):
+            failed.append(key)
+            raise StoreUnavailable("as if the store were away for a moment")
 
     with BlockManager(recording_store(open_store(directory), before), dataset_chunk_size=250) as manager:
-        manager._reader.read(manager.manifest.blocks[0], 0, 1)
-        manager.get_chunk(0, 0)
-        is_away.set()
-        for _ in range(2):
-            with pytest.raises(StoreUnavailable):
-                manager.get_chunk(0, 2)
-        is_away.clear()
-        assert manager.get_chunk(0, 2) == [row["text"] for row in rows[500:750]]
+        for chunk_id in range(3):
+            texts = manager.get_chunk(0, chunk_id)
+            assert texts == [row["text"] for row in rows[250 * chunk_id : 250 * chunk_id + 250]]
+    assert failed, "something was read ahead"
 
 
 def test_after_closing_chunks_can_still_be_read(blocks):
@@ -209,6 +206,8 @@ def test_many_threads_read_the_same(blocks):
         lambda m: m.get_chunk(6, 0),
         lambda m: m.get_chunk(5, 2),
         lambda m: m.read_rows(0, 5, 1001),
+        lambda m: m.read_rows(5, 300, 350),
+        lambda m: m.read_rows(5, 20, 10),
         lambda m: m.read_rows(0, -1, 5),
     ],
 )
@@ -314,6 +313,18 @@ def test_a_lost_index_is_built_again(own_blocks):
     assert index.read_bytes() == before
 
 
+def test_a_lost_index_is_not_built_from_another_block_than_was_written(own_blocks):
+    directory, _ = own_blocks
+    path = directory / "blocks/block_00001.jsonl"
+    (directory / "blocks/block_00001.idx").unlink()
+    path.write_bytes(path.read_bytes().replace(b"row 1500", b"row 1501", 1))
+    with (
+        BlockManager(directory, dataset_chunk_size=400) as manager,
+        pytest.raises(IntegrityError, match=r"block_00001\.jsonl is damaged"),
+    ):
+        manager.get_chunk(1, 0)
+
+
 @pytest.fixture
 def foreign(tmp_path, make_rows):
     """The same layout as other software writes it: no commits, no index, absolute paths, blank lines, no text."""
@@ -348,12 +359,17 @@ def test_datasets_of_other_software_are_read(with_manifest, foreign, read_throug
         assert manager.manifest.total_samples == len(rows)
 
 
-def test_a_foreign_block_that_lost_rows_is_named(foreign):
+def test_a_foreign_block_that_lost_or_gained_rows_is_named(foreign):
     directory, _ = foreign
     path = directory / "blocks/block_00001.jsonl"
-    path.write_text(path.read_text()[:-900])
-    with BlockManager(directory) as manager, pytest.raises(IntegrityError, match=r"block_00001\.jsonl"):
-        manager.get_chunk(1, 0)
+    whole = path.read_text()
+    for other in (whole[:-900], whole + '{"text": "one more"}\n'):
+        path.write_text(other)
+        with (
+            BlockManager(directory) as manager,
+            pytest.raises(IntegrityError, match=r"block_00001\.jsonl holds \d+ rows"),
+        ):
+            manager.get_chunk(1, 0)
 
 
 def test_a_raw_file_is_built_under_the_cache_directory_while_it_is_read(tmp_path, write_jsonl, make_rows):

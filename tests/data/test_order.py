@@ -142,6 +142,14 @@ def test_each_epoch_has_another_order_of_blocks_chunks_and_rows():
     assert len({tuple(order.row_order(position)) for position in same}) == 6
 
 
+def test_each_epoch_mixes_other_blocks_and_shuffles_the_chunks_of_one_block_otherwise():
+    windows = {
+        frozenset(c.block_id for c in chunk_order(0, e, [10] * 40, 10)[:WINDOW_BLOCKS]) for e in range(6)
+    }
+    assert len(windows) == 6
+    assert len({tuple(chunk_order(0, epoch, [100], 5)) for epoch in range(6)}) == 6
+
+
 def test_numbers_of_numpy_are_numbers():
     import numpy as np
 

@@ -115,6 +115,8 @@ def test_a_dead_workers_claim_is_taken_over_after_its_ttl_on_the_observers_own_c
     with pytest.raises(ClaimLost, match="taken over"):
         dead.complete(lost, 1)
     alive.complete(taken, 1)
+    with pytest.raises(ClaimLost, match="not held"):
+        dead.complete(lost, 1)
     assert alive.is_epoch_complete()
 
 
@@ -258,6 +260,19 @@ def test_a_growing_dataset_is_tracked_from_its_first_block(worker):
     )
     assert again.claim() is None
     assert again.is_epoch_complete()
+
+
+def test_a_dataset_that_grows_is_not_complete_because_its_thousands_are_full(memory_store, monkeypatch):
+    monkeypatch.setattr("metaflow_hf.data.epoch.THOUSAND", 2)
+    monkeypatch.setattr("metaflow_hf.data.standalone.THOUSAND", 2)
+    now = [manifest_of(12, is_complete=False)]
+    growing = StandaloneLedger(memory_store, lambda: now[0], chunk_size=3, worker_id="g", lease_seconds=60)
+    assert len(drain(growing)) == 4
+    assert not growing.is_epoch_complete()
+    now[0] = manifest_of(12, 3)
+    assert not growing.is_epoch_complete()
+    assert len(drain(growing)) == 1
+    assert growing.is_epoch_complete()
 
 
 def test_full_thousands_are_summed_up_so_that_a_start_lists_few(
