@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,10 @@ class KillingSource:
 
 source = open_source(raw)
 spec = plan_dataset(source, samples_per_block=700, compression=compression or None)
-write_dataset(KillingSource(source), spec, KillingStore(open_store(out)), lease_seconds=lease_seconds)
+os.environ["BUILDER_OF"] = out
+if where == "rows":
+    source = KillingSource(source)
+write_dataset(source, spec, KillingStore(open_store(out)), lease_seconds=lease_seconds, num_proc=num_proc)
 """
 
 
@@ -122,6 +126,17 @@ def test_killed_between_completion_and_manifest(raw, tmp_path):
     assert _bytes(tmp_path / "out") == _bytes(raw / "whole-jsonl")
 
 
+def test_processes_that_read_for_a_killed_writer_end_too(raw, tmp_path):
+    for step in (2, 7):
+        assert _build(raw / "raw.parquet", tmp_path / "out", "before", step, num_proc=2) == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while _processes_of(tmp_path / "out"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    build_blocks(raw / "raw.parquet", tmp_path / "out", num_proc=2, **SETTINGS)
+    assert _bytes(tmp_path / "out") == _bytes(raw / "whole-parquet")
+
+
 def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(raw, tmp_path):
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -136,7 +151,9 @@ def test_a_full_disk_is_one_clear_error_and_the_next_run_goes_on(raw, tmp_path):
     assert _bytes(tmp_path / "out") == _bytes(raw / "whole-parquet")
 
 
-def _build(source: Path, out: Path, where: str, step: int, compression: str = "") -> int | None:
+def _build(
+    source: Path, out: Path, where: str, step: int, compression: str = "", num_proc: int = 1
+) -> int | None:
     """Runs a builder to its death in a process that is forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -144,12 +161,25 @@ def _build(source: Path, out: Path, where: str, step: int, compression: str = ""
     )
     names = {
         "raw": str(source), "out": str(out), "where": where, "step": step, "compression": compression,
-        "lease_seconds": LEASE_SECONDS,
+        "lease_seconds": LEASE_SECONDS, "num_proc": num_proc,
     }  # fmt: skip
     process = context.Process(target=exec, args=(KILLED, names))
     process.start()
     process.join(60)
     return process.exitcode
+
+
+def _processes_of(out: Path) -> list[str]:
+    """Every living process that a builder of this dataset started."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (place / "environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if f"BUILDER_OF={out}".encode() in environment:
+            found.append(place.name)
+    return found
 
 
 def _python(code: str, *arguments: object) -> subprocess.CompletedProcess:

@@ -166,11 +166,11 @@ def _plain_encoder(text_column: str, encode: Callable[[Any], bytes]) -> Callable
 
     ``None`` for others. Called for each row, so everything it needs is at hand.
     """
-    plain = _PLAIN.issuperset
+    plain, blanks = _PLAIN.issuperset, BLANKS
 
     def encode_plain(row: dict[str, Any]) -> bytes | None:
         text = row.get(text_column)
-        if text.__class__ is str and text[:1] not in BLANKS and plain(map(type, row.values())):
+        if text.__class__ is str and text[:1] not in blanks and plain(map(type, row.values())):
             try:
                 return encode(row)
             except (ValueError, OverflowError):

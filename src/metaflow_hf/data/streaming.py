@@ -1,6 +1,6 @@
 """Rows of one's own, written one by one into the blocks of a dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -71,6 +71,7 @@ class StreamingBlockWriter:
         self._wants_more = True
         self._writer: DatasetWriter | None = None
         self._encoder: RowEncoder | None = None
+        self._plain_line: Callable[[Any], bytes | None] = _no_line
         try:
             column = text_column or _stored_text_column(self._store)
             if column is not None:
@@ -89,21 +90,29 @@ class StreamingBlockWriter:
 
         A row without text is counted and skipped. Raises ``BadRowError`` for one that JSON cannot keep.
         """
+        line = self._plain_line(row) if row.__class__ is dict else None
+        if line is None:
+            self._write_other(row)
+            return
+        self._lines.append(line)
+        self._room -= len(line) + _LINE_BYTES
+        if self._room < 0 or len(self._lines) == self._block_room:
+            self._flush()
+
+    def _write_other(self, row: Mapping[str, Any] | str) -> None:
+        """Any row: the first, one after the last that is wanted, and what is not as plain as most."""
         if not self._wants_more:
             return
         values: Mapping[str, Any] = {"text": row} if isinstance(row, str) else row
         encoder = self._encoder
         if encoder is None:
             encoder = self._begin(find_text_column([values], named=None, where=self._spec.dataset_name))
-        line = encoder.plain_line(values) or encoder.encode_row(
-            values, self._spec.dataset_name, self.next_cursor
-        )
+        line = encoder.encode_row(values, self._spec.dataset_name, self.next_cursor)
         if line is None:
             self._skips.append(len(self._lines))
-            self._room -= _LINE_BYTES
         else:
             self._lines.append(line)
-            self._room -= len(line) + _LINE_BYTES
+        self._room -= len(line or b"") + _LINE_BYTES
         if self._room < 0 or len(self._lines) == self._block_room:
             self._flush()
 
@@ -142,6 +151,7 @@ class StreamingBlockWriter:
         self._first = self._writer.cursor.row
         self._block_room = self._writer.block_room
         self._encoder = RowEncoder(text_column or "text", on_bad_row=spec.on_bad_row)
+        self._plain_line = self._encoder.plain_line
         return self._encoder
 
     def _flush(self) -> None:
@@ -152,9 +162,15 @@ class StreamingBlockWriter:
         consumed = (numbers + 1 + np.searchsorted(self._skips, numbers, side="right")).tolist()
         batch = EncodedRows.of(self._lines, consumed, total, AfterRow(0, self._first))
         self._wants_more = self._writer.append(batch)
+        if not self._wants_more:
+            self._plain_line = _no_line
         self._first += total
         self._lines, self._skips, self._room = [], [], _FLUSH_BYTES
         self._block_room = self._writer.block_room
+
+
+def _no_line(_: Any) -> None:
+    return None
 
 
 def _stored_text_column(store: ObjectStore) -> str | None:
