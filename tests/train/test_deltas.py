@@ -1,5 +1,9 @@
 """Files of tensors, encodings of contributions, and the outer step."""
 
+import gc
+import hashlib
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from metaflow_hf.errors import IntegrityError
 from metaflow_hf.train.delta import (
     BLOCK,
+    SLAB,
     check_delta,
     decode_delta,
     delta_layouts,
@@ -68,6 +73,52 @@ def test_a_damaged_file_is_not_read(tmp_path):
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-3])
     with pytest.raises(IntegrityError, match="not a readable"):
         TensorReader(tmp_path / "x")
+
+
+def test_a_tensor_may_be_given_in_pieces(tmp_path):
+    tensors = {**some_tensors(), "empty": torch.zeros(0, 3)}
+    layouts = {name: Layout(tuple(tensor.shape)) for name, tensor in tensors.items()}
+    with TensorWriter(tmp_path / "pieces", layouts) as writer:
+        for name in sorted(tensors):
+            for piece in tensors[name].reshape(-1).split(100):
+                writer.extend(name, piece)
+        digest = writer.close()
+    assert digest == write_all(tmp_path / "whole", tensors)
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert hashlib.sha256((tmp_path / "pieces").read_bytes()).hexdigest() == digest.sha256
+    with (
+        TensorWriter(tmp_path / "x", {"a": Layout((4,))}) as writer,
+        pytest.raises(ValueError, match="differs from its layout"),
+    ):
+        writer.extend("a", torch.zeros(3))
+        writer.extend("a", torch.zeros(2))
+
+
+def test_a_stream_that_breaks_leaves_no_file_open(tmp_path):
+    def breaks():
+        yield "a", torch.zeros(2)
+        raise RuntimeError("no more")
+
+    # A file that nobody closed is a ResourceWarning, and warnings are errors.
+    with pytest.raises(RuntimeError, match="no more"):
+        write_tensors(tmp_path / "x", {"a": Layout((2,)), "b": Layout((1,))}, breaks())
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+
+
+def test_int8_of_several_slabs_is_that_of_each_block():
+    values = torch.randn(2 * SLAB + 3 * BLOCK + 17, generator=torch.Generator().manual_seed(0))
+    base = torch.randn(len(values), generator=torch.Generator().manual_seed(1))
+    quantised, scales = quantise(values, base)
+    change = values - base
+    for block in (0, 1, SLAB // BLOCK - 1, SLAB // BLOCK, 2 * SLAB // BLOCK + 2, len(scales) - 1):
+        part = change[block * BLOCK : (block + 1) * BLOCK]
+        scale = part.abs().max() / 127
+        assert scales[block] == scale
+        found = quantised[block * BLOCK : (block + 1) * BLOCK]
+        assert torch.equal(found, (part / scale).round().to(torch.int8))
+    whole = dequantise(quantised, scales)
+    assert torch.equal(whole, quantised.float() * scales.repeat_interleave(BLOCK)[: len(values)])
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,5 +1,6 @@
 """Which contributions count when a round is closed."""
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -11,9 +12,9 @@ from metaflow_hf.store import open_store
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.merge import Merger
-from metaflow_hf.train.outer import average
+from metaflow_hf.train.outer import average, nesterov
 from metaflow_hf.train.records import Delta, Round
-from metaflow_hf.train.tensors import write_all
+from metaflow_hf.train.tensors import TensorWriter, write_all
 
 
 class Bench:
@@ -170,3 +171,106 @@ def test_of_two_closers_one_commits_and_both_go_on_with_it(bench):
     two = second.close(bench.base, {0: "a", 1: "late"})
     assert one == two
     assert [item.attempt for item in two.manifest.accepted] == ["a"]
+
+
+def test_an_absurd_change_is_rejected_and_its_positions_are_trained_again(bench):
+    for number, value in enumerate((1.0, 1.5, 0.5)):
+        bench.publish(f"good{number}", [(number, number + 1)], [value] * 4)
+    bench.publish("flipped", [(3, 4)], [1.0, 1.0, 2.0**90, 1.0])
+    manifest = bench.close({0: "good0", 1: "good1", 2: "good2", 3: "flipped"})
+    assert bench.weights() == [1.0] * 4
+    assert "absurd beside 2, the median" in manifest.rejected["flipped"]
+    assert manifest.done == [(0, 3)]
+    assert manifest.failures == {3: 1}
+
+
+def test_values_whose_squares_overflow_are_finite_but_absurd(bench):
+    bench.publish("a", [(0, 1)], [1.0] * 4)
+    bench.publish("b", [(1, 2)], [3e38] * 4)
+    assert "absurd" in bench.close().rejected["b"]
+
+
+def test_who_trained_more_may_have_moved_further(bench):
+    # A thousand steps beside one, all in the same direction; the weights are still small.
+    for number in range(3):
+        bench.publish(f"slow{number}", [(number, number + 1)], [1e-3] * 4, tokens=10)
+    bench.publish("fast", [(3, 9)], [1.0] * 4, tokens=10_000)
+    manifest = bench.close()
+    assert manifest.rejected == {}
+    assert manifest.tokens == 10_030
+
+
+def test_early_rounds_may_move_weights_further_than_their_own_size(bench):
+    bench.publish("a", [(0, 1)], [50.0] * 4)
+    bench.publish("b", [(1, 2)], [-70.0] * 4)
+    assert bench.close().rejected == {}
+
+
+@pytest.mark.parametrize(("size", "is_rejected"), [(4.0, False), (400.0, True)])
+def test_beside_one_other_a_change_is_absurd_only_if_it_exceeds_the_weights_too(bench, size, is_rejected):
+    bench.publish("a", [(0, 1)], [100.0] * 4)
+    bench.close()
+    # Which of two is wrong cannot be told by comparing them: here one has hardly moved.
+    bench.publish("still", [(1, 2)], [0.001] * 4)
+    bench.publish("b", [(2, 3)], [size] * 4)
+    assert ("b" in bench.close().rejected) == is_rejected
+
+
+def test_where_most_have_not_moved_the_others_are_not_absurd_for_it(bench):
+    bench.publish("a", [(0, 1)], [100.0] * 4)
+    bench.close()
+    for number in (1, 2):
+        bench.publish(f"still{number}", [(number, number + 1)], [0.0] * 4)
+    bench.publish("b", [(3, 4)], [5.0] * 4)
+    assert bench.close().rejected == {}
+
+
+def test_the_outer_state_is_that_of_sgd_over_the_rounds(bench):
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    oracle = torch.optim.SGD([parameter], lr=0.7, momentum=0.6, nesterov=True)
+    for number in range(3):
+        a, b = torch.randn(2, 4, generator=torch.Generator().manual_seed(number))
+        bench.publish("a", [(2 * number, 2 * number + 1)], a.tolist(), tokens=30)
+        bench.publish("b", [(2 * number + 1, 2 * number + 2)], b.tolist(), tokens=10)
+        manifest = bench.close(outer_step=nesterov(0.7, 0.6))
+        parameter.grad = -(0.75 * a + 0.25 * b)
+        oracle.step()
+        torch.testing.assert_close(torch.tensor(bench.weights()), parameter.detach())
+        bench.lineage.store.download(manifest.outer.key, bench.root / "outer")
+        momentum = load_file(bench.root / "outer")["w"]
+        torch.testing.assert_close(momentum, oracle.state[parameter]["momentum_buffer"])
+    before = manifest.outer
+    bench.publish("a", [(6, 7)], [1.0] * 4, encoding="weights")
+    assert bench.close(outer_step=nesterov(0.7, 0.6)).outer == before, "one contributor leaves it unchanged"
+
+
+def test_slabs_make_no_difference(bench, monkeypatch):
+    monkeypatch.setattr("metaflow_hf.train.delta.SLAB", 2)
+    bench.publish("a", [(0, 1)], [1.0, 2.0, 3.0, 4.0])
+    bench.publish("b", [(1, 2)], [5.0, 6.0, 7.0, 8.0], encoding="weights")
+    bench.close()
+    assert bench.weights() == [3.0, 4.0, 5.0, 6.0]
+
+
+def test_a_merge_that_fails_leaves_no_file_open(bench, monkeypatch):
+    def fails(base, changes, tokens, momentum, /):
+        calls.append(base)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return base, base
+
+    class Noted(TensorWriter):
+        def __init__(self, path, layouts):
+            super().__init__(path, layouts)
+            writers.append(self)
+
+    calls, writers = [], []
+    monkeypatch.setattr("metaflow_hf.train.merge.TensorWriter", Noted)
+    for number, attempt in enumerate("ab"):
+        bench.publish(attempt, [(number, number + 1)], [1.0] * 4)
+    monkeypatch.setattr("metaflow_hf.train.delta.SLAB", 2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.close(outer_step=fails)
+    assert len(writers) == 2
+    assert all(writer._file.closed for writer in writers)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]

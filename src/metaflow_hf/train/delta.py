@@ -4,9 +4,12 @@
 ``fp32``       parameters minus the base, in fp32
 ``int8/1024``  the same in blocks of 1024 values with one fp32 scale each: a quarter of the bytes, and no value
                off by more than half a step, 1/254 of the largest magnitude of its block
+
+Values are handled in slabs that stay in the processor's cache; every operation is one per value, so the result
+does not depend on where slabs end.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 import torch
@@ -17,26 +20,51 @@ from metaflow_hf.train.records import Encoding
 from metaflow_hf.train.tensors import Layout, TensorReader
 
 BLOCK: Final = 1024
+# Values handled at a time: whole blocks.
+SLAB: Final = 128 * BLOCK
 _LEVELS: Final = 127
 # Sorts directly behind the parameter's own name; no parameter's name holds a "#".
 _SCALE: Final = "#scale"
 
+# The change of values [start, start + len(base)) of one parameter in fp32, given their value at the round's start.
+Decode = Callable[[int, Tensor], Tensor]
 
-def quantise(values: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values of the same shape and fp32 scales [num_blocks]; a block that is not finite gets such a scale."""
-    flat = values.float().reshape(-1)
-    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
-    scales = blocks.abs().amax(dim=1) / _LEVELS
-    steps = torch.where(scales > 0, scales, torch.ones_like(scales))
-    quantised = (blocks / steps[:, None]).round().nan_to_num().clamp(-_LEVELS, _LEVELS).to(torch.int8)
-    return quantised.view(-1)[: flat.numel()].view(values.shape), scales
+
+def quantise(values: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """int8 values of the same shape and fp32 scales [num_blocks]; a block that is not finite gets such a scale.
+
+    With ``base`` it is ``values - base`` that is quantised.
+    """
+    flat = values.reshape(-1)
+    minus = None if base is None else base.reshape(-1)
+    quantised = torch.empty(flat.numel(), dtype=torch.int8)
+    scales = torch.empty(_num_blocks(flat.numel()))
+    for start in range(0, flat.numel(), SLAB):
+        slab = flat[start : start + SLAB].float()
+        if minus is not None:
+            slab = slab - minus[start : start + SLAB]
+        stop = start + len(slab)
+        blocks = torch.nn.functional.pad(slab, (0, -len(slab) % BLOCK)).view(-1, BLOCK)
+        scale = torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1)).div_(_LEVELS)
+        steps = torch.where(scale > 0, scale, 1.0)
+        whole = blocks.div(steps[:, None]).round_()
+        if not bool(torch.isfinite(scale).all()):
+            whole.nan_to_num_()
+        quantised[start:stop] = whole.clamp_(-_LEVELS, _LEVELS).view(-1)[: len(slab)]
+        scales[start // BLOCK : _num_blocks(stop)] = scale
+    return quantised.view(values.shape), scales
 
 
 def dequantise(quantised: Tensor, scales: Tensor) -> Tensor:
     """fp32 values of the shape of ``quantised``; the inverse of ``quantise`` up to its rounding."""
-    flat = quantised.float().reshape(-1)
-    blocks = torch.nn.functional.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)
-    return (blocks * scales[:, None]).view(-1)[: flat.numel()].view(quantised.shape)
+    flat = quantised.reshape(-1)
+    values = torch.empty(flat.numel())
+    whole = flat.numel() - flat.numel() % BLOCK
+    blocks = (whole // BLOCK, BLOCK)
+    torch.mul(flat[:whole].view(blocks), scales[: blocks[0], None], out=values[:whole].view(blocks))
+    if whole < flat.numel():
+        torch.mul(flat[whole:], scales[-1], out=values[whole:])
+    return values.view(quantised.shape)
 
 
 def delta_layouts(shapes: Mapping[str, tuple[int, ...]], encoding: Encoding) -> dict[str, Layout]:
@@ -46,7 +74,7 @@ def delta_layouts(shapes: Mapping[str, tuple[int, ...]], encoding: Encoding) -> 
     layouts = {}
     for name, shape in shapes.items():
         layouts[name] = Layout(shape, torch.int8)
-        layouts[name + _SCALE] = Layout((-(-torch.Size(shape).numel() // BLOCK),))
+        layouts[name + _SCALE] = Layout((_num_blocks(torch.Size(shape).numel()),))
     return layouts
 
 
@@ -60,7 +88,7 @@ def encode_delta(
         elif encoding == "fp32":
             yield name, weights[name] - base[name]
         else:
-            quantised, scales = quantise(weights[name] - base[name])
+            quantised, scales = quantise(weights[name], base[name])
             yield name, quantised
             yield name + _SCALE, scales
 
@@ -76,10 +104,34 @@ def check_delta(reader: TensorReader, base: TensorReader, encoding: Encoding) ->
             raise IntegrityError(f"{name} has shape {reader.shape(name)}, not {layout.shape}")
 
 
-def decode_delta(reader: TensorReader, name: str, base: Tensor, encoding: Encoding) -> Tensor:
-    """The change of one parameter in fp32; ``base`` is its value at the start of the round."""
+def decoder(reader: TensorReader, name: str, encoding: Encoding) -> Decode:
+    """What decodes slabs of one parameter's change; slabs begin at multiples of ``SLAB``."""
+    values = reader[name].reshape(-1)
     if encoding == "weights":
-        return reader[name] - base
+        return lambda start, base: values[start : start + len(base)] - base
     if encoding == "fp32":
-        return reader[name]
-    return dequantise(reader[name], reader[name + _SCALE])
+        return lambda start, base: values[start : start + len(base)]
+    scales = reader[name + _SCALE]
+
+    def decode(start: int, base: Tensor) -> Tensor:
+        stop = start + len(base)
+        return dequantise(values[start:stop], scales[start // BLOCK : _num_blocks(stop)])
+
+    return decode
+
+
+def slabs(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The values of a tensor, in order, as slabs and where each begins; at least one, which may be empty."""
+    flat = tensor.reshape(-1)
+    for start in range(0, max(flat.numel(), 1), SLAB):
+        yield start, flat[start : start + SLAB]
+
+
+def decode_delta(reader: TensorReader, name: str, base: Tensor, encoding: Encoding) -> Tensor:
+    """The whole change of one parameter in fp32; ``base`` is its value at the start of the round."""
+    decode = decoder(reader, name, encoding)
+    return torch.cat([decode(start, slab) for start, slab in slabs(base)]).view(base.shape)
+
+
+def _num_blocks(num_values: int) -> int:
+    return -(-num_values // BLOCK)

@@ -1,22 +1,27 @@
 """Closing a round: which contributions count, and what becomes of them. Any worker can do it, and one wins.
 
 A contribution counts when it started from this very round, its bytes are as recorded, every value is finite,
-and its positions are neither in the model already nor in another contribution. The merge streams: it holds one
-tensor of the base and of each contribution at a time.
+its change is not absurdly larger than the others', and its positions are neither in the model already nor in
+another contribution. The merge streams: it holds a slab of values of the base and of each contribution at a time;
+the files are mapped, not read.
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import median
+from types import TracebackType
+from typing import Final, Self
 
 import torch
+from torch import Tensor
 
 from metaflow_hf.errors import IntegrityError, NotFound
 from metaflow_hf.store.objects import new_nonce
-from metaflow_hf.train.delta import check_delta, decode_delta
+from metaflow_hf.train.delta import check_delta, decoder, slabs
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.outer import OuterStep
@@ -26,14 +31,18 @@ from metaflow_hf.train.tensors import Layout, TensorReader, TensorWriter
 
 logger = logging.getLogger("metaflow_hf.train")
 
+# Adam moves every value by the learning rate at most, so healthy workers differ by no more than their steps do.
+ABSURD: Final = 100.0
+
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """A published delta with its digest and, fetched and verified, its tensors."""
+    """A published delta with its digest and, fetched and verified, its tensors; ``norm`` is that of its change."""
 
     delta: Delta
     digest: str
     path: Path
+    norm: float = 0.0
 
     @property
     def positions(self) -> Positions:
@@ -91,18 +100,19 @@ class Merger:
                     if delta.tensors is None:
                         continue
                     candidate = Contribution(delta, digest, self.files.fetch(delta.tensors))
-                    self._check(candidate, base, taken, weights)
+                    self._check(candidate, base, taken)
+                    norm = self._norm(candidate, weights)
                 except (NotFound, IntegrityError) as error:
                     rejected[attempt] = str(error)
-                    logger.warning("round %d: the work of %s is not used: %s", base.number, attempt, error)
                     continue
                 taken |= candidate.positions
-                good.append(candidate)
-        return good, rejected, released
+                good.append(replace(candidate, norm=norm))
+            rejected |= _absurd(good, lambda: _norm_of(weights))
+        for attempt, reason in rejected.items():
+            logger.warning("round %d: the work of %s is not used: %s", base.number, attempt, reason)
+        return [item for item in good if item.delta.attempt not in rejected], rejected, released
 
-    def _check(
-        self, candidate: Contribution, base: ClosedRound, taken: Positions, weights: TensorReader
-    ) -> None:
+    def _check(self, candidate: Contribution, base: ClosedRound, taken: Positions) -> None:
         delta = candidate.delta
         if delta.base != base.digest:
             raise IntegrityError(f"it started from {delta.base[:12]}, not from {base.digest[:12]}")
@@ -117,13 +127,23 @@ class Merger:
             raise IntegrityError(
                 f"positions {twice.to_json()} are in the model already or in another contribution"
             )
+
+    def _norm(self, candidate: Contribution, weights: TensorReader) -> float:
+        """The norm of a contribution's change. Raises ``IntegrityError`` for tensors that do not fit or are not finite."""
+        squares = 0.0
         with TensorReader(candidate.path) as tensors:
-            check_delta(tensors, weights, delta.encoding)
-            for name in sorted(tensors.names):
-                tensor = tensors[name]
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise IntegrityError(f"{name} holds values that are not finite")
+            check_delta(tensors, weights, candidate.delta.encoding)
+            for name in sorted(weights.names):
+                decode = decoder(tensors, name, candidate.delta.encoding)
+                for start, before in slabs(weights[name]):
+                    change = decode(start, before)
+                    norm = float(torch.linalg.vector_norm(change))
+                    # Squares of large values overflow, so the values have the last word.
+                    if not math.isfinite(norm) and not bool(torch.isfinite(change).all()):
+                        raise IntegrityError(f"{name} holds values that are not finite")
+                    squares += norm * norm
                 self.progress()
+        return math.sqrt(squares)
 
     def _merge(self, base: ClosedRound, good: Sequence[Contribution]) -> States:
         manifest = base.manifest
@@ -148,24 +168,25 @@ class Merger:
             old_outer = manifest.outer and stack.enter_context(TensorReader(self.files.fetch(manifest.outer)))
             readers = [stack.enter_context(TensorReader(item.path)) for item in trained]
             layouts = {name: Layout(weights.shape(name)) for name in weights.names}
-            new_weights = _Output(self, "weights", layouts)
-            new_outer = _Output(self, "outer", layouts)
+            new_weights = stack.enter_context(_Output(self, "weights", layouts))
+            new_outer = stack.enter_context(_Output(self, "outer", layouts))
             for name in sorted(weights.names):
-                before = weights[name]
-                changes = [
-                    decode_delta(reader, name, before, item.delta.encoding)
+                decoders = [
+                    decoder(reader, name, item.delta.encoding)
                     for reader, item in zip(readers, trained, strict=True)
                 ]
-                after, momentum = self.outer_step(
-                    before, changes, tokens, old_outer[name] if old_outer else None
-                )
-                new_weights.add(name, after)
-                if momentum is not None:
-                    new_outer.add(name, momentum)
+                momentum = old_outer[name].reshape(-1) if old_outer else None
+                for start, before in slabs(weights[name]):
+                    changes = [decode(start, before) for decode in decoders]
+                    part = momentum[start : start + len(before)] if momentum is not None else None
+                    after, state = self.outer_step(before, changes, tokens, part)
+                    new_weights.extend(name, after)
+                    if state is not None:
+                        new_outer.extend(name, state)
                 self.progress()
-        stored = new_weights.store(base.number + 1)
-        assert stored is not None
-        return States(stored, new_outer.store(base.number + 1), manifest.inner)
+            stored = new_weights.store(base.number + 1)
+            assert stored is not None
+            return States(stored, new_outer.store(base.number + 1), manifest.inner)
 
     def _manifest(
         self,
@@ -208,7 +229,7 @@ class Merger:
 
 
 class _Output:
-    """One tensor file of the next round, begun with its first tensor."""
+    """One tensor file of the next round, begun with its first values; a context manager."""
 
     def __init__(self, merger: Merger, kind: str, layouts: Mapping[str, Layout]) -> None:
         self._merger = merger
@@ -217,10 +238,10 @@ class _Output:
         self._draft = merger.files.draft(kind)
         self._writer: TensorWriter | None = None
 
-    def add(self, name: str, tensor: Any) -> None:
+    def extend(self, name: str, values: Tensor) -> None:
         if self._writer is None:
             self._writer = TensorWriter(self._draft, self._layouts)
-        self._writer.add(name, tensor)
+        self._writer.extend(name, values)
 
     def store(self, number: int) -> Payload | None:
         """Stores the file, or returns ``None`` when nothing was added."""
@@ -229,6 +250,45 @@ class _Output:
         digest = self._writer.close()
         path = self._merger.files.adopt(self._draft, digest)
         return self._merger.lineage.upload_payload(path, self._kind, number, digest)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.__exit__(kind, error, trace)
+
+
+def _absurd(items: Sequence[Contribution], weights_norm: Callable[[], float]) -> dict[str, str]:
+    """Why the change of some contributions cannot be true, by attempt.
+
+    The bound is a hundred times the median of the others, as a whole and per token: who trained a hundred times as
+    much as others may well have moved a hundred times as far. How large weights are says nothing by itself, for in
+    early training a round moves them further than their own size. Where there is no majority to compare with (one
+    other contribution, or others without any change) both signs are needed.
+    """
+    trained = [item for item in items if item.delta.tokens > 0]
+    reasons = {}
+    for item in trained:
+        others = [other for other in trained if other is not item]
+        if not others or math.isnan(item.norm):
+            continue
+        usual = median(other.norm for other in others)
+        usual_per_token = median(other.norm / other.delta.tokens for other in others)
+        if item.norm <= ABSURD * usual or item.norm / item.delta.tokens <= ABSURD * usual_per_token:
+            continue
+        if (len(others) == 1 or usual == 0) and item.norm <= weights_norm():
+            continue
+        reasons[item.delta.attempt] = (
+            f"its change has norm {item.norm:.3g}, absurd beside {usual:.3g}, the median of the others'"
+        )
+    return reasons
+
+
+def _norm_of(tensors: TensorReader) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(tensors[name])) for name in tensors.names))
 
 
 def _lost(claims: Mapping[int, str], good: Sequence[Contribution], released: Positions) -> list[int]:

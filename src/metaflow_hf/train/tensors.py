@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -71,47 +72,83 @@ class TensorReader:
 class TensorWriter:
     """Writes one file tensor by tensor; ``close`` completes it and returns its digest.
 
-    ``add`` must be given exactly the names of ``layouts`` in sorted order, tensors on any device; anything else
-    raises ``ValueError``, as does a ``close`` too early.
+    Tensors must be given in the sorted order of the names of ``layouts``, whole by ``add`` or in flat pieces by
+    ``extend``, on any device; anything else raises ``ValueError``, as does a ``close`` too early. What is written is
+    hashed in a thread meanwhile, so it must not be changed any more. A context manager, which closes the file
+    however it ends.
     """
 
     def __init__(self, path: Path, layouts: Mapping[str, Layout]) -> None:
         self._layouts = layouts
         self._due = deque(sorted(layouts))
+        self._given = 0
         self._sha = hashlib.sha256()
         self._size = 0
+        header = _header(self._due, layouts)
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._hashing: Future[None] | None = None
         self._file = path.open("wb")
-        self._write(_header(self._due, layouts))
+        self._write(header)
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Appends the tensor that is due next."""
-        if not self._due or name != self._due[0]:
-            raise ValueError(f"tensor {name!r} is not the one that is due.")
-        if tuple(tensor.shape) != self._layouts[name].shape or tensor.dtype != self._layouts[name].dtype:
-            raise ValueError(f"tensor {name!r} differs from its layout {self._layouts[name]}.")
-        self._write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        self._due.popleft()
+        layout = self._layout_of(name)
+        if tuple(tensor.shape) != layout.shape or self._given:
+            raise ValueError(f"tensor {name!r} differs from its layout {layout}.")
+        self.extend(name, tensor)
+
+    def extend(self, name: str, values: Tensor) -> None:
+        """Appends the next values of the tensor that is due."""
+        layout = self._layout_of(name)
+        data = values.detach().cpu().contiguous().reshape(-1)
+        self._given += data.numel()
+        size = torch.Size(layout.shape).numel()
+        if data.dtype != layout.dtype or self._given > size:
+            raise ValueError(f"tensor {name!r} differs from its layout {layout}.")
+        self._write(data.view(torch.uint8).numpy())
+        if self._given == size:
+            self._given = 0
+            self._due.popleft()
 
     def close(self) -> Digest:
         """Completes the file."""
-        self._file.close()
+        self._stop()
         if self._due:
             raise ValueError(f"tensor {self._due[0]!r} was not given.")
         return Digest(sha256=self._sha.hexdigest(), size=self._size)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._hasher.shutdown()
+        self._file.close()
+
+    def _layout_of(self, name: str) -> Layout:
+        if not self._due or name != self._due[0]:
+            raise ValueError(f"tensor {name!r} is not the one that is due.")
+        return self._layouts[name]
+
     def _write(self, data: Any) -> None:
         view = memoryview(data)
+        if self._hashing is not None:
+            self._hashing.result()
+        self._hashing = self._hasher.submit(self._sha.update, view)
         self._file.write(view)
-        self._sha.update(view)
         self._size += view.nbytes
 
 
 def write_tensors(path: Path, layouts: Mapping[str, Layout], tensors: Iterable[tuple[str, Tensor]]) -> Digest:
     """Writes a stream of named tensors to a file and returns its digest, holding one tensor at a time."""
-    writer = TensorWriter(path, layouts)
-    for name, tensor in tensors:
-        writer.add(name, tensor)
-    return writer.close()
+    with TensorWriter(path, layouts) as writer:
+        for name, tensor in tensors:
+            writer.add(name, tensor)
+        return writer.close()
 
 
 def write_all(path: Path, tensors: Mapping[str, Tensor]) -> Digest:
