@@ -161,6 +161,30 @@ def test_a_killed_process_is_replaced(write, tmp_path, caplog):
     assert _reading_processes() == []
 
 
+def test_what_came_of_a_part_before_the_kill_is_not_read_again(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 10**9)
+    build_blocks(f"hf://{given.GZIP_ID}", tmp_path / "whole", samples_per_block=50)
+    gate = hub.faults.hold_next(path="*train-00001-of-00002*")
+    killed = []
+
+    def kill_at_the_second_file(_manifest):
+        if not killed:
+            assert gate.wait_until_held()
+            killed.extend(_reading_processes())
+            os.kill(killed[0], signal.SIGKILL)
+            gate.open()
+
+    build_blocks(
+        f"hf://{given.GZIP_ID}",
+        tmp_path / "out",
+        samples_per_block=50,
+        num_proc=2,
+        progress=kill_at_the_second_file,
+    )
+    assert len(killed) == 1
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
+
+
 def test_processes_that_are_killed_again_and_again_are_an_error_and_no_hang(write, tmp_path):
     source = write("one.jsonl")
 
