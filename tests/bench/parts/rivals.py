@@ -2,8 +2,8 @@
 
 python rivals.py NAME RAW DIRECTORY STARTS    NAME: litdata, mosaicml-streaming or datasets
 
-Converts the lines of RAW, reads the 4,000 rows from each of STARTS (JSON) on, then all rows in order; prints the
-seconds of the three as JSON. It imports nothing of ours.
+Converts the lines of RAW, reads the 4,000 rows from each of STARTS (JSON) on, then all rows in order, as far as it
+comes in 30 s; prints the seconds of converting, of a chunk and of a row in order as JSON. It imports nothing of ours.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CHUNK = 4000
+PATIENCE_SECONDS = 30
 
 
 class LitData:
@@ -82,10 +83,16 @@ def main(name: str, raw: str, directory: str, starts: str) -> None:
     for start in json.loads(starts):
         assert len(rival.chunk(start)) == CHUNK
     random_read = time.perf_counter()
-    count = sum(1 for _ in rival.everything())
+    count = 0
+    for count, _ in enumerate(rival.everything(), 1):
+        if count % CHUNK == 0 and time.perf_counter() - random_read > PATIENCE_SECONDS:
+            break
     ended = time.perf_counter()
-    figures = {"convert": built - began, "chunk": (random_read - opened) / len(json.loads(starts)),
-               "all": ended - random_read, "rows": count}  # fmt: skip
+    figures = {
+        "convert": built - began,
+        "chunk": (random_read - opened) / len(json.loads(starts)),
+        "row": (ended - random_read) / count,
+    }
     print(json.dumps(figures))
 
 
