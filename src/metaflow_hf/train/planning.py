@@ -48,6 +48,7 @@ def make_plan(
     per_step = config.data.batch_size * config.data.sequence_length
     speed = tokens_per_second(model_dir, config, parameters=parameters)
     seconds = None if speed is None else tokens / (speed * workers)
+    rounds = 0 if speed is None else _rounds(tokens, per_claim, speed, config)
     manifest = training.manifest
     return Plan(
         base_model=str(config.model.repo_id),
@@ -65,14 +66,18 @@ def make_plan(
         claims=min(spec.num_positions, math.ceil(tokens / per_claim)),
         claim_samples=int(spec.order["claim_samples"]),
         steps=math.ceil(tokens / min(per_claim, per_step)),
-        rounds=0 if speed is None else _rounds(tokens, per_claim, speed, config),
+        rounds=rounds,
         seconds=seconds,
         workers=workers,
         batch_size=config.data.batch_size,
         sequence_length=config.data.sequence_length,
         memory_bytes=trained * BYTES_PER_TRAINED_PARAMETER + (parameters - trained) * 4,
         lineage=spec.lineage,
-        notes=(*_notes(spec, tokens, per_claim, available, workers), *sampled.notes(config)),
+        notes=(
+            *_notes(spec, tokens, per_claim, available, workers),
+            *_few_rounds(rounds, tokens / per_claim, config),
+            *sampled.notes(config),
+        ),
     )
 
 
@@ -80,6 +85,20 @@ def _rounds(tokens: int, per_claim: float, speed: float, config: TrainConfig) ->
     """A round lasts until its time box is over, and then to the end of the claim in hand."""
     claims = math.ceil(config.rounds.seconds * speed / per_claim)
     return math.ceil(tokens / (claims * per_claim * config.rounds.workers))
+
+
+def _few_rounds(rounds: int, claims: float, config: TrainConfig) -> list[str]:
+    """A note where several workers will meet less often than a good model needs, though they have claims enough.
+
+    ``rounds`` is 0 where it is not known.
+    """
+    workers, seconds = config.rounds.workers, config.rounds.seconds
+    if workers == 1 or not 0 < rounds < FEW_ROUNDS or claims / workers < FEW_ROUNDS:
+        return []
+    note = (
+        f"about {rounds} rounds, and a model that {workers} workers make in fewer than {FEW_ROUNDS} is worse"
+    )
+    return [f"{note}: set rounds.seconds to {seconds * rounds / FEW_ROUNDS:.2g} or less (now {seconds:g})."]
 
 
 @dataclass(frozen=True, slots=True)
