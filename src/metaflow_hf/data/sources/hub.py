@@ -94,13 +94,11 @@ class HubSource(FileSource):
 
     def first_rows(self) -> list[Mapping[str, Any]]:
         commit = str(self.commit_hash)
-        try:
-            rows = super().first_rows()
-        except HubUnavailable:
-            remembered = self.memory.columns(self.repo, commit, self.asked)
-            if remembered is None:
-                raise
+        remembered = self.memory.columns(self.repo, commit, self.asked)
+        if remembered is not None:
+            # A commit never changes: its first file is not downloaded again for this.
             return remembered
+        rows = super().first_rows()
         self.memory.note_columns(self.repo, commit, self.asked, rows)
         return rows
 
