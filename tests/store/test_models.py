@@ -85,6 +85,26 @@ def test_links_are_followed_and_droppings_left_out(
     }
 
 
+def test_what_another_load_is_still_writing_is_not_saved(
+    store: ObjectStore, cache: NodeCache, model: Path, tmp_path: Path, monkeypatch
+):
+    reference = save_directory(store, model, **WHO)
+    target = tmp_path / "shared by branches"
+    load_directory(store, reference, target, cache=cache)
+    saved, rename = [], Path.replace
+
+    def save_before(part: Path, place: Path) -> Path:
+        if part.is_relative_to(target):
+            assert part in target.rglob("*")
+            saved.append(save_directory(store, target, **WHO))
+        return rename(part, place)
+
+    monkeypatch.setattr(Path, "replace", save_before)
+    load_directory(store, reference, target, cache=cache)
+    assert saved
+    assert {found.digest for found in saved} == {reference.digest}
+
+
 def test_what_cannot_be_saved_is_said(store: ObjectStore, model: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for nothing in (tmp_path / "no-such", tmp_path / "empty"):

@@ -21,21 +21,22 @@ class Loaded(Mapping[str, str]):
     def __init__(self, what: str) -> None:
         self._what = what
         self._paths: dict[str, str] = {}
-        self._ids: dict[str, str | None] = {}
+        self._names: dict[str, list[str]] = {}
         self.info: dict[str, dict[str, Any]] = {}
 
     def __getitem__(self, name: str) -> str:
-        found = name if name in self._paths else self._ids.get(name)
-        if found is None and name in self._ids:
+        if name in self._paths:
+            return self._paths[name]
+        found = self._names.get(name, [])
+        if len(found) > 1:
             raise KeyError(
-                f"{self._what} has loaded several revisions of {name!r}; name one of "
-                f"{', '.join(map(repr, self._paths))}"
+                f"{self._what} has loaded {name!r} several times; name one of {', '.join(map(repr, found))}"
             )
-        if found is None:
+        if not found:
             raise KeyError(
                 f"{self._what} has not loaded {name!r}; loaded: {', '.join(map(repr, self._paths)) or 'nothing'}"
             )
-        return self._paths[found]
+        return self._paths[found[0]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
@@ -50,7 +51,7 @@ class Loaded(Mapping[str, str]):
         self._paths[name] = path
         self.info[name] = reference
         if repo_id is not None:
-            self._ids[repo_id] = name if repo_id not in self._ids else None
+            self._names.setdefault(repo_id, []).append(name)
 
 
 class Directories:

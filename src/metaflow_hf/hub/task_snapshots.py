@@ -203,7 +203,8 @@ class TaskSnapshots:
         self._directories.claim(
             target, (file.path for file in manifest.files), f"{request.repo} at {request.revision!r}"
         )
-        self._say(f"Loading model from datastore to {path}. Model being loaded: {reference.key}")
+        shown = "./" if path == "." else path  # before a full stop
+        self._say(f"Loading model from datastore to {shown}. Model being loaded: {reference.key}")
         self._snapshots.load(
             reference,
             target,

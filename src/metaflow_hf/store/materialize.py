@@ -7,6 +7,7 @@ caller names gets real, writable copies only. Nothing ever links into the datast
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,9 @@ from metaflow_hf.store.streams import reflink
 
 LARGE_BYTES: Final = 16 << 20
 WORKERS: Final = 8
+# A file on its way, beside its place; a killed load leaves it there, in a directory that may be saved later.
+_PART: Final = ".metaflow-hf-{}.part"
+_IS_PART: Final = re.compile(r"\.metaflow-hf-[0-9a-f]{12}\.part")
 # What file systems answer that cannot link: across devices, not permitted, too many links, not supported.
 _NO_LINK: Final = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
@@ -74,6 +78,11 @@ def materialize(
     return target
 
 
+def is_unfinished(name: str) -> bool:
+    """Whether a file name is one that a load gives to what is not yet complete: nobody's content."""
+    return _IS_PART.fullmatch(name) is not None
+
+
 def _fetch(cache: NodeCache, store: ObjectStore, file: ManifestFile, verify: Verify) -> Path:
     try:
         return cache.fetch(store, file, verify=verify)
@@ -100,7 +109,7 @@ def _finish(results: Iterable[None]) -> None:
 
 
 def _write_file(source: Path, place: Path, file: ManifestFile, *, link: bool) -> None:
-    part = place.with_name(f".{new_nonce()[:12]}.part")
+    part = place.with_name(_PART.format(new_nonce()[:12]))
     try:
         if not _reflink(source, part) and not (link and _hard_link(source, part)):
             shutil.copyfile(source, part)

@@ -11,7 +11,7 @@ from metaflow_hf.errors import IntegrityError, NotFound, SelectionError
 from metaflow_hf.references import ModelRef, Reference, parse_reference
 from metaflow_hf.store.blobs import Blobs, hash_file
 from metaflow_hf.store.manifests import Manifest, ManifestFile, condemned_files, publish, read_manifest
-from metaflow_hf.store.materialize import materialize
+from metaflow_hf.store.materialize import is_unfinished, materialize
 from metaflow_hf.store.node_cache import NodeCache, Verify
 from metaflow_hf.store.objects import ObjectStore, encode_json, quote_part
 
@@ -137,7 +137,8 @@ def store_files(store: ObjectStore, sources: Mapping[str, Path], about: Mapping[
 def files_to_save(directory: str | Path) -> dict[str, Path]:
     """Relative name -> path of every file below a directory, or of a single file.
 
-    Symbolic links are followed. Raises ``SelectionError`` when there is none, or one that cannot be read as a file.
+    Symbolic links are followed; what another load is still writing there, or left when it was killed, is no content.
+    Raises ``SelectionError`` when there is none, or one that cannot be read as a file.
     """
     place = Path(directory)
     sources = dict(_files(place))
@@ -173,6 +174,8 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = [name for name in folders if (relative / name).parts != _JUNK]
         for name in names:
             path = here / name
+            if is_unfinished(name):
+                continue
             if not path.is_file():
                 raise SelectionError(
                     f"{path} is not a regular file, or a link to nothing: it cannot be saved."
