@@ -77,16 +77,21 @@ class TrainFlow(FlowSpec):
     def train(self):
         """Claim, train and contribute, round by round, until the lineage is final."""
         job = TrainingJob.from_json(self.job)
-        self.metrics = job.work(current.model.loaded["base_model"], branch=self.input, write=print)
+        self.metrics = job.work(
+            current.model.loaded["base_model"],
+            branch=self.input,
+            write=print,
+            notice=current.get("spot_termination_notice"),
+        )
         self.next(self.merge)
 
     @model(load="base_model")
     @step
     def merge(self, inputs):
         """The weights of the final round, with configuration and tokenizer, as a model reference."""
-        self.metrics = [branch.metrics for branch in inputs]
         self.merge_artifacts(inputs, include=["job", "plan", "base_model"])
         job = TrainingJob.from_json(self.job)
+        self.metrics = job.all_metrics([branch.metrics for branch in inputs])
         self.model = job.export(current.model.loaded["base_model"], pathspec=current.pathspec)
         self.next(self.evaluate)
 

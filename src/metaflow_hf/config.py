@@ -126,7 +126,8 @@ class RoundsConfig(Section):
     """How workers share the work: the length of a round, and how its contributions become one model.
 
     ``seconds`` is the time box of a round, ``solo_start`` the fraction of the tokens that one worker trains
-    alone first, which only a randomly initialised model needs.
+    alone first, which only a randomly initialised model needs, ``grace_seconds`` how long a claim in hand may go on
+    when the machine is to be taken away (the upload comes after that).
     """
 
     workers: PositiveInt = 1
@@ -141,6 +142,7 @@ class RoundsConfig(Section):
     on_failure: Literal["stop", "skip"] = "stop"
     keep: Literal["recent", "all"] = "recent"
     solo_start: Fraction = 0.0
+    grace_seconds: Annotated[float, Field(ge=0)] = 10.0
 
 
 class EvaluationConfig(Section):

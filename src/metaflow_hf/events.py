@@ -44,7 +44,7 @@ class BlockCommitted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone(Event):
-    """One optimiser step: mean loss in nats per token, learning rate, tokens and seconds of this step.
+    """One optimiser step for a round: mean loss in nats per token, learning rate, tokens and seconds of this step.
 
     ``tokens_total`` counts the lineage's committed tokens plus this worker's own since; ``tokens_planned`` is
     what the run ends at.
@@ -63,7 +63,7 @@ class StepDone(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimDone(Event):
-    """A worker trained one claimed position."""
+    """A worker trained one claimed position, for the round of this number."""
 
     round: int
     position: int
@@ -84,7 +84,10 @@ class DeltaPublished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundClosed(Event):
-    """A round's manifest exists, whoever created it."""
+    """A round's manifest exists, whoever created it.
+
+    ``positions_lost`` were claimed in it by workers that died, or whose contribution was not used.
+    """
 
     round: int
     contributors: int
@@ -96,6 +99,7 @@ class RoundClosed(Event):
     seconds: float
     waited_seconds: float
     final: bool
+    positions_lost: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

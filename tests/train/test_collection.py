@@ -13,7 +13,7 @@ from metaflow_hf.train import export_lineage
 from metaflow_hf.train.collection import collect_lineages
 from metaflow_hf.train.lineage import Lineage
 
-PAYLOADS = {"weights", "outer", "inner", "claims", "deltas", "heartbeats"}
+PAYLOADS = {"weights", "outer", "inner", "claims", "deltas", "heartbeats", "metrics"}
 
 
 def after(days: float):

@@ -201,3 +201,15 @@ def test_after_the_last_position_nothing_is_foreseen(lineage, make):
     assert ledger.foresee() is None
     ledger.complete(claim, 1)
     assert ledger.claim() is None
+
+
+def test_whoever_is_to_be_alone_gives_way_to_whoever_claimed_first(lineage, make):
+    """Also when the other's claim came between the look at the round and the own claim."""
+    base = close(lineage, 0)
+    first, second, third = make("a"), make("b"), make("c")
+    for ledger in (first, second, third):
+        ledger.enter(base, contributors=1, alone=True)
+    third.foresee()
+    assert first.claim().position == 0
+    assert second.claim() is None
+    assert third.claim() is None

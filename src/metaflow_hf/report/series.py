@@ -39,7 +39,10 @@ class TimePoint:
 
 @dataclass
 class RoundRow:
-    """One round as all workers saw it together; ``tokens_by_worker`` are of the published contributions."""
+    """One round as all workers saw it together; ``tokens_by_worker`` are of the published contributions.
+
+    ``lost_positions`` are in no model: their workers died, or what they published was not used.
+    """
 
     round: int
     contributors: int = 0
@@ -144,6 +147,7 @@ def round_rows(events: Iterable[Event], labels: dict[str, str]) -> list[RoundRow
                 row.contributors, row.tokens, row.loss = event.contributors, event.tokens, event.loss
                 row.tokens_total, row.seconds = event.tokens_total, max(row.seconds, event.seconds)
                 row.positions_done, row.positions_total = event.positions_done, event.positions_total
+                row.lost_positions = event.positions_lost
                 waits[event.round].append(event.waited_seconds)
             case DeltaPublished():
                 published[event.round][labels[event.worker]] += event.tokens
@@ -154,7 +158,8 @@ def round_rows(events: Iterable[Event], labels: dict[str, str]) -> list[RoundRow
     for number, row in rows.items():
         row.waited_seconds = sum(waits[number]) / len(waits[number])
         row.tokens_by_worker = dict(published[number])
-        row.lost_positions = lost[number]
+        # Whose worker lives tells of it once more.
+        row.lost_positions = max(row.lost_positions, lost[number])
     return [rows[number] for number in sorted(rows)]
 
 

@@ -24,7 +24,7 @@ from metaflow_hf.train.trainer import Step
 
 @dataclass(kw_only=True)
 class Announcer:
-    """Tells whoever listens what the worker ``attempt`` does."""
+    """Tells whoever listens what the worker ``attempt`` does; what is done for a round carries the number it closes with."""
 
     attempt: str
     budget: Budget
@@ -39,7 +39,7 @@ class Announcer:
         self.steps += 1
         self._tell(
             StepDone,
-            round=base.number,
+            round=base.number + 1,
             step=self.steps,
             loss=step.loss,
             learning_rate=step.learning_rate,
@@ -52,22 +52,22 @@ class Announcer:
 
     def claim(self, base: ClosedRound, position: int, done: Work) -> None:
         """One finished claim."""
-        self._tell(ClaimDone, round=base.number, position=position, tokens=done.tokens, loss=done.loss)
+        self._tell(ClaimDone, round=base.number + 1, position=position, tokens=done.tokens, loss=done.loss)
 
     def published(self, base: ClosedRound, work: Work, positions: int, what: Published) -> None:
         """A contribution is stored."""
         payloads = (what.tensors, what.inner)
         self._tell(
             DeltaPublished,
-            round=base.number,
+            round=base.number + 1,
             positions=positions,
             tokens=work.tokens,
             bytes=sum(payload.size for payload in payloads if payload is not None),
             seconds=what.seconds,
         )
 
-    def closed(self, closed: ClosedRound, *, seconds: float, waited: float) -> None:
-        """A round is closed, whoever did it."""
+    def closed(self, base: ClosedRound, closed: ClosedRound, *, seconds: float, waited: float) -> None:
+        """The round after ``base`` is closed, whoever did it."""
         manifest = closed.manifest
         tokens = sum(item.tokens for item in manifest.accepted)
         loss = sum(item.loss * item.tokens for item in manifest.accepted) / tokens if tokens else None
@@ -83,6 +83,7 @@ class Announcer:
             seconds=seconds,
             waited_seconds=waited,
             final=manifest.final,
+            positions_lost=manifest.lost_since(base.manifest),
         )
         for attempt, reason in manifest.rejected.items():
             self.notice(f"round {closed.number}: the work of {attempt} is not used: {reason}")
@@ -95,7 +96,7 @@ class Announcer:
     def lost(self, base: ClosedRound, work: Work, reason: str) -> None:
         """Work of this worker is in no model; others train it again."""
         if work.claims:
-            self._tell(WorkLost, round=base.number, positions=len(work.claims), reason=reason)
+            self._tell(WorkLost, round=base.number + 1, positions=len(work.claims), reason=reason)
 
     def notice(self, message: str) -> None:
         """A sentence for people."""

@@ -1,4 +1,4 @@
-"""Frees what trainings leave behind: tensors, claims and heartbeats of lineages that nobody will go on with.
+"""Frees what trainings leave behind: tensors, claims, heartbeats and metrics of lineages that nobody will go on with.
 
     exported                the model is in ``models/``; nothing of a final lineage is needed any more
     idle for 30 days        no new object below the lineage, by the store's own times

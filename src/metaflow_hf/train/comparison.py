@@ -72,7 +72,7 @@ def compare(
         xz_bits_per_byte=xz_bits_per_byte([passage.text for passage in read]),
         samples=tuple(samples),
         model=dict(model),
-        tokens=sum(event.tokens for event in events if isinstance(event, ClaimDone)),
+        tokens=int(model["metadata"]["tokens"]),
         seconds=_seconds(events),
         skipped_positions=int(model["metadata"]["positions_skipped"]),
         run_pathspec=run,

@@ -173,10 +173,18 @@ class TrainingJob:
                 spec, training, heldout, model_dir=Path(model_dir), config=self.config, base_model=base_model
             )
 
-    def work(self, model_dir: str | Path, *, branch: int, write: Callable[[str], None]) -> str:
+    def work(
+        self,
+        model_dir: str | Path,
+        *,
+        branch: int,
+        write: Callable[[str], None],
+        notice: str | None = None,
+    ) -> str:
         """Trains as one worker until the lineage is final; returns the worker's ``metrics.jsonl``.
 
-        SIGTERM publishes what is finished and raises ``TrainingIncomplete``, as any end but a final lineage raises.
+        SIGTERM, or the file ``notice`` (``current.spot_termination_notice``) once it is there, publishes what is
+        finished and raises ``TrainingIncomplete``, as any end but a final lineage raises.
         """
         from metaflow_hf.report import MetricsFile, ProgressLines, fan_out, open_tracker
         from metaflow_hf.train.devices import take_share
@@ -210,8 +218,19 @@ class TrainingJob:
                     lineage=self.lineage,
                     on_event=fan_out(metrics, lines, *trackers),
                     stop=stop,
+                    notice=Path(notice) if notice else None,
                 )
             return path.read_text("utf-8")
+
+    def all_metrics(self, branches: Sequence[str]) -> list[str]:
+        """What the branches returned, and what the store kept of everybody else who worked on the lineage: processes
+        that were killed, earlier runs, other runs that joined.
+        """
+        from metaflow_hf.train.stored_metrics import stored_metrics
+
+        told = {event.worker for metrics in branches for event in merged_events([metrics])}
+        stored = stored_metrics(self._lineage_store())
+        return [*branches, *(metrics for attempt, metrics in stored.items() if attempt not in told)]
 
     def export(self, model_dir: str | Path, *, pathspec: str) -> dict[str, Any]:
         """The final model as a reference; the same one however often it is asked for.

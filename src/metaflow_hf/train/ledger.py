@@ -100,7 +100,7 @@ class RoundsLedger:
         """Begins the round that starts from ``base``, with nothing done.
 
         ``contributors`` workers are expected to share it; it is over for this one when, as far as it can tell,
-        they have brought the run to the fraction ``goal``. ``alone`` gives way at the first lost race for a claim.
+        they have brought the run to the fraction ``goal``. ``alone`` gives way to whoever claimed first.
         """
         self._base = base
         self._contributors = contributors
@@ -126,7 +126,10 @@ class RoundsLedger:
             )
         if self._has_enough():
             return None
-        self._tried.update(self._lineage.claims(self.base.number))
+        claims = self._lineage.claims(self.base.number)
+        if self._alone and {*claims.values()} - {self.attempt}:
+            return None
+        self._tried.update(claims)
         first_try = True
         while (position := self._next(first_try=first_try)) is not None:
             first_try = False

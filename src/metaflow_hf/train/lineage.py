@@ -8,6 +8,7 @@
     claims/<r>/<position>.json      who trains a position in the round that starts from r
     deltas/<r>/<attempt>.json       a worker's contribution to that round (….safetensors beside it, first)
     heartbeats/<attempt>            moves while the worker makes progress
+    metrics/<attempt>/<n>.jsonl     what a worker told of its work, for reports
     exports/<digest>.json           the model reference that a final lineage became (….<n>.json: after it was deleted)
     keep-all                        there when nothing of the lineage may ever be collected
 
@@ -30,7 +31,7 @@ logger = logging.getLogger("metaflow_hf.train")
 _DIGITS: Final = 10
 _SWEPT_KINDS: Final = ("weights", "outer", "inner", "claims", "deltas")
 # What is of no use once training is over, or was given up.
-PAYLOAD_KINDS: Final = (*_SWEPT_KINDS, "heartbeats")
+PAYLOAD_KINDS: Final = (*_SWEPT_KINDS, "heartbeats", "metrics")
 KEEP_ALL: Final = "keep-all"
 _JSON: Final = ".json"
 

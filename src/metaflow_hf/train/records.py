@@ -95,6 +95,10 @@ class Round(Record, frozen=True, kw_only=True):
         """Every position that nobody has to train any more: done or skipped."""
         return Positions.from_ranges((*self.done, *self.skipped))
 
+    def lost_since(self, before: "Round") -> int:
+        """Claims of this round whose work is in no model; ``before`` is its parent."""
+        return sum(max(count - before.failures.get(p, 0), 0) for p, count in self.failures.items())
+
 
 class Delta(Record, frozen=True, kw_only=True):
     """What one worker publishes for a round, tensors first; ``base`` is the digest of the round it started from.

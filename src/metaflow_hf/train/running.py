@@ -1,7 +1,6 @@
 """From a configuration to a started lineage, and to a worker that trains it."""
 
 import logging
-import os
 import random
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.events import OnEvent, ignore
+from metaflow_hf.report import fan_out
 from metaflow_hf.store.objects import ObjectStore, new_nonce
 from metaflow_hf.store.probing import probe
 from metaflow_hf.train.assembly import assemble_worker
@@ -27,6 +27,8 @@ from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, 
 from metaflow_hf.train.records import Payload, Round, Spec
 from metaflow_hf.train.schedule import Budget, Schedule
 from metaflow_hf.train.spec import check_same, make_spec, order_of, training_samples
+from metaflow_hf.train.stopping import StopReasons
+from metaflow_hf.train.stored_metrics import StoredMetrics
 from metaflow_hf.train.tensors import write_all
 from metaflow_hf.train.trainer import ModelTrainer
 from metaflow_hf.train.worker import Plan, new_attempt
@@ -72,6 +74,7 @@ def train_worker(
     attempt: str | None = None,
     on_event: OnEvent = ignore,
     stop: threading.Event | None = None,
+    notice: Path | None = None,
     patience: Patience | None = None,
     pace: Pace | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -81,14 +84,17 @@ def train_worker(
     """Trains as one of any number of workers, and returns only when the lineage is final.
 
     ``store`` is rooted at ``training/<lineage>/``, which ``start_lineage`` started. ``stop``, once set (by a signal
-    handler), ends the work within ``pace.grace`` seconds plus one upload: what is finished is published, the claim in
-    hand dropped. A process whose parent died stops the same way. Any end but a final lineage raises:
+    handler), ends the work within ``rounds.grace_seconds`` (unless ``pace`` says otherwise) plus one upload: what is
+    finished is published, the claim in hand dropped. So does the file ``notice`` once it exists
+    (``current.spot_termination_notice``), and the death of the parent process. Any end but a final lineage raises:
     ``TrainingIncomplete`` when stopped or when a position fails again and again, ``LineageMismatch`` for another
     configuration, ``NonFiniteLoss``, ``StoreUnavailable`` after bounded retries. ``device`` defaults to the first
     visible GPU, else the CPU.
     """
     rng = rng or random.SystemRandom()
     attempt = attempt or new_attempt(rng)
+    pace = pace or Pace(grace=config.rounds.grace_seconds)
+    reasons = StopReasons(stop or threading.Event(), grace=pace.grace, notice=notice, clock=clock)
     target = Lineage(store)
     spec = target.spec()
     check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
@@ -97,6 +103,11 @@ def train_worker(
     heartbeat = Heartbeat(
         store, attempt, patience=patience or Patience(), process=this_process(), clock=clock
     )
+
+    def progress() -> None:
+        heartbeat.progress()
+        reasons.raise_when_over()
+
     trainer = ModelTrainer(
         _trainable_model(model_dir, config, place),
         load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code),
@@ -106,10 +117,11 @@ def train_worker(
         text_column=config.data.text_column or blocks.text_column,
         device=place,
         held_out=heldout_keys(blocks, config),
-        progress=heartbeat.progress,
+        progress=progress,
     )
     plan = _plan(config, spec, order)
-    with tempfile.TemporaryDirectory(prefix="worker-") as scratch:
+    metrics = StoredMetrics(store, attempt, clock=clock)
+    with tempfile.TemporaryDirectory(prefix="worker-") as scratch, closing(metrics):
         worker = assemble_worker(
             plan=plan,
             lineage=target,
@@ -120,9 +132,9 @@ def train_worker(
             scratch=Path(scratch),
             attempt=attempt,
             rounds=config.rounds,
-            pace=pace or Pace(),
-            on_event=on_event,
-            stop=_stop_reason(stop or threading.Event()),
+            pace=pace,
+            on_event=fan_out(on_event, metrics),
+            stop=reasons,
             clock=clock,
             sleep=sleep,
             rng=rng,
@@ -194,14 +206,3 @@ def _spec(
 
 def _samples(blocks: BlockManager, config: TrainConfig) -> list[int]:
     return training_samples([block.sample_count for block in blocks.manifest.blocks], config)
-
-
-def _stop_reason(stop: threading.Event) -> Callable[[], str | None]:
-    parent = os.getppid()
-
-    def reason() -> str | None:
-        if stop.is_set():
-            return "it was told to stop"
-        return "its parent process is gone" if os.getppid() != parent else None
-
-    return reason

@@ -196,7 +196,6 @@ def exported_model(lineage: Lineage) -> str | None:
 def _round(manifest: Round, before: Round | None, times: Mapping[int, datetime]) -> RoundStatus:
     tokens = sum(item.tokens for item in manifest.accepted)
     closed = times[manifest.round]
-    earlier = before.failures if before else {}
     return RoundStatus(
         round=manifest.round,
         closed=closed,
@@ -206,7 +205,7 @@ def _round(manifest: Round, before: Round | None, times: Mapping[int, datetime])
         tokens_total=manifest.tokens,
         loss=sum(item.loss * item.tokens for item in manifest.accepted) / tokens if tokens else None,
         seconds=(closed - times[before.round]).total_seconds() if before else None,
-        lost=sum(max(count - earlier.get(position, 0), 0) for position, count in manifest.failures.items()),
+        lost=manifest.lost_since(before) if before else 0,
         rejected=dict(manifest.rejected),
         final=manifest.final,
     )

@@ -30,6 +30,7 @@ from metaflow_hf.train.ledger import RoundsLedger
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.records import Payload
 from metaflow_hf.train.schedule import Budget, Schedule
+from metaflow_hf.train.stopping import GraceOver
 from metaflow_hf.train.trainer import Trainer
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -132,7 +133,7 @@ class Worker:
         if closed is None:
             return self.lineage.newest(after=base.number) or base
         self._follow(closed)
-        self.announcer.closed(closed, seconds=self.clock() - began, waited=self.closer.waited_seconds)
+        self.announcer.closed(base, closed, seconds=self.clock() - began, waited=self.closer.waited_seconds)
         return closed
 
     # ---- (2) claim and train
@@ -181,6 +182,20 @@ class Worker:
         done = Work()
         self._work.claims.append(claim.position)
         self._holds, self._has_trained = None, True
+        try:
+            self._train_steps(base, claim, done)
+        except GraceOver:
+            self._work.whole = False
+            self.tracker.release(claim)
+            return
+        self.ledger.record(claim, tokens=done.tokens)
+        self.tracker.mark_chunk_complete(claim)
+        self.trainer.keep()
+        self._work.add(done)
+        self.announcer.claim(base, claim.position, done)
+
+    def _train_steps(self, base: ClosedRound, claim: Claim, done: Work) -> None:
+        """All steps of a claim, counted in ``done``; ``GraceOver`` when they would last longer than a stop allows."""
         began = self.clock()
         stopping_since: float | None = None
 
@@ -200,17 +215,10 @@ class Worker:
                 memory=self.trainer.memory_bytes(),
             )
             began = now
-            if self.stop() is not None:
+            if (reason := self.stop()) is not None:
                 stopping_since = now if stopping_since is None else stopping_since
                 if step.part < 1 and now - stopping_since >= self.closer.pace.grace:
-                    self._work.whole = False
-                    self.tracker.release(claim)
-                    return
-        self.ledger.record(claim, tokens=done.tokens)
-        self.tracker.mark_chunk_complete(claim)
-        self.trainer.keep()
-        self._work.add(done)
-        self.announcer.claim(base, claim.position, done)
+                    raise GraceOver(f"position {claim.position} was given up: {reason}.")
 
     # ---- (3) publish
 
