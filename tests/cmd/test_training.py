@@ -124,7 +124,7 @@ def test_trainings_from_nothing_to_the_last_round(root):
         "0 of 2 done",
         "2,000 of about 6,667 (30 %)",
         "5.25 nats per token",
-        "2 claims in the rounds below, 1 contributions not used",
+        "2 claims in the rounds below, 1 contribution not used",
         f"{'a' * 16}  silent       1",
         "block ",
     ):

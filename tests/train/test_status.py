@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,19 @@ def test_who_is_at_work(training):
     hearts["b"].leave()
     workers_of(lineage, newest, lineage.claims(0), seconds=3, sleep=one_second)
     assert now[0] == 40, "all have moved"
+
+
+def test_whoever_was_killed_long_ago_is_not_listed_for_ever(training):
+    training.start()
+    lineage = Lineage(training.store)
+    patience = Patience(minimum=0.01, first_step=0.01)
+    for name in ("killed", "holder", "alive"):
+        # As of another machine: whether these processes live cannot be known.
+        Heartbeat(training.store, name, patience=patience, process=None).begin()
+        lineage.create_claim(0, len(name), ClaimRecord(attempt=name, nonce="n")) if name == "holder" else None
+        time.sleep(0.05)
+    found = workers_of(lineage, lineage.newest(), lineage.claims(0), seconds=0)
+    assert {one.attempt: one.state for one in found} == {"holder": "gone", "alive": "silent"}
 
 
 def test_a_killed_worker_is_gone_and_its_claims_are_lost(tmp_path):

@@ -92,7 +92,9 @@ def _lost(rounds: "Sequence[RoundStatus]") -> str:
     rejected = sum(len(one.rejected) for one in rounds)
     if not lost and not rejected:
         return ""
-    return f"{lost} claims in the rounds below" + (f", {rejected} contributions not used" if rejected else "")
+    claims = "1 claim" if lost == 1 else f"{lost} claims"
+    contributions = "1 contribution" if rejected == 1 else f"{rejected} contributions"
+    return f"{claims} in the rounds below" + (f", {contributions} not used" if rejected else "")
 
 
 def print_workers(workers: "Sequence[WorkerStatus]") -> None:

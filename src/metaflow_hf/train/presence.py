@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from metaflow_hf.errors import NotFound
 from metaflow_hf.train.heartbeat import process_is_gone
@@ -19,11 +19,11 @@ WorkerState = Literal["working", "silent", "gone"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """One attempt that is in the round which is open now.
+    """One attempt that is at work, or whose claims the open round has.
 
     ``working``: its heartbeat moved while it was watched. ``silent``: it did not, and others wait for it until it was
-    silent for ``allowance_seconds``. ``gone``: it has left, or its process ended on this machine. ``last_beat`` is
-    ``None`` without a heartbeat.
+    silent for ``allowance_seconds``. ``gone``: it has left, its process ended on this machine, or it was silent for
+    longer than that while others moved. ``last_beat`` is ``None`` without a heartbeat.
     """
 
     attempt: str
@@ -32,6 +32,12 @@ class WorkerStatus:
     published: bool
     last_beat: datetime | None
     allowance_seconds: float | None
+
+
+def _has_ended(beat: "_Beat", facts: Mapping[str, Any], now: datetime) -> bool:
+    if facts["process"] and process_is_gone(facts["process"]):
+        return True
+    return (now - beat.moment).total_seconds() > float(facts["allowance_seconds"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ def workers_of(
     seconds: float = WATCH_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[WorkerStatus, ...]:
-    """Everybody with a heartbeat or with one of the ``claims`` of the open round, by attempt; nobody in a final lineage.
+    """Everybody who is at work or has one of the ``claims`` of the open round, by attempt; nobody in a final lineage.
 
     Watches for at most ``seconds``, less when all have moved. Raises ``StoreUnavailable``.
     """
@@ -57,11 +63,15 @@ def workers_of(
     first = _beats(lineage)
     moved, latest = _watch(lineage, first, seconds, sleep)
     published = set(lineage.published(newest.number))
+    # The store's own clock, as far as it has been seen to go.
+    now = max((beat.moment for beat in latest.values()), default=None)
     found = []
     for attempt in sorted({*first, *latest, *claims.values()}):
         beat = latest.get(attempt)
         facts = json.loads(beat.content) if beat else {}
-        is_gone = beat is None or bool(facts["process"] and process_is_gone(facts["process"]))
+        is_gone = attempt not in moved and (beat is None or _has_ended(beat, facts, now or beat.moment))
+        if is_gone and attempt not in claims.values():
+            continue  # the heartbeat of whoever was killed stays
         found.append(
             WorkerStatus(
                 attempt=attempt,
