@@ -100,6 +100,19 @@ def test_eta_counts_the_other_workers_through_the_rounds(clock):
     assert lines[0].endswith("eta 39 s")
 
 
+def test_a_round_that_takes_longer_than_all_before_is_not_the_end(clock):
+    lines = []
+    on_event = ProgressLines(lines.append, interval_seconds=0, clock=clock)
+    for number in range(4):
+        clock.now += 1
+        on_event(step(number, in_round=number, tokens_total=20_000 * (number + 1)))
+        on_event(closed(number, tokens_total=20_000 * (number + 1)))
+    clock.now += 100
+    on_event(step(5, in_round=4, tokens_total=81_000))
+    # Two workers: 2,000 of the last 20,000, at 20,000 a second.
+    assert lines[-1].endswith("eta 0.9 s")
+
+
 def test_eta_before_any_round_multiplies_by_the_planned_workers(clock):
     lines = []
     on_event = ProgressLines(lines.append, planned_workers=3, clock=clock)

@@ -207,7 +207,10 @@ class _Remaining:
             (start, start_tokens), (end, end_tokens) = self._rounds[0], self._rounds[-1]
             if end > start:
                 pace = (end_tokens - start_tokens) / (end - start)
-                return max(0.0, (self._planned - end_tokens) / pace - (now - end))
+                left = self._planned - end_tokens
+                # A slow round is not over because its time is up: at least what nobody has done yet is left.
+                undone = left - self._workers * max(self._total - end_tokens, 0)
+                return max(0.0, left / pace - (now - end), undone / pace)
         if self._first is None or now <= self._first[0] or not self._own_tokens:
             return None
         pace = self._workers * self._own_tokens / (now - self._first[0])
