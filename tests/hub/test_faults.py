@@ -107,14 +107,12 @@ def test_a_pre_filled_cache_of_huggingface_hub_is_used_after_verification(
 INTERRUPTED = """
 import logging, sys
 from pathlib import Path
-from huggingface_hub import constants
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.store import open_store
 from metaflow_hf.store.node_cache import NodeCache
 
 logging.basicConfig(format="%(message)s")
-constants.DOWNLOAD_CHUNK_SIZE = 65_536
 snapshots = Snapshots(open_store(sys.argv[1]), NodeCache(Path(sys.argv[2])), lease_seconds=1.0)
 print(snapshots.ensure(SnapshotRequest.of("acme/model", max_workers=2)).num_files)
 """

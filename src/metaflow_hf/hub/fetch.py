@@ -16,6 +16,7 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 
 from metaflow_hf.errors import IntegrityError, SelectionError, StoreUnavailable
 from metaflow_hf.events import OnEvent
+from metaflow_hf.hub.arrivals import Arrivals
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.errors import EntryNotFoundError
 from metaflow_hf.hub.request import SnapshotRequest
@@ -89,7 +90,8 @@ class Fetcher:
         """
         request = self._request
         files = select_files(self._client, request, commit_hash)
-        staging = self._cache.staging(f"{request.endpoint.key}/{request.repo.key}/{commit_hash}")
+        staging = self._cache.staging(self._content(commit_hash))
+        arrivals = Arrivals(self._store, self._content(commit_hash))
         about = {
             "type": "snapshot",
             "repo_id": request.repo.repo_id,
@@ -98,26 +100,27 @@ class Fetcher:
             **request.selection.to_json(),
         }
         while True:
-            stored = self._store_files(files, commit_hash, staging)
+            stored = self._store_files(files, commit_hash, staging, arrivals)
             manifest = publish(self._store, manifest_key, Manifest(files=stored, about=about))
             if not condemned_files(self._store, manifest):
                 break
             # A collection condemned a blob between our look and our manifest: the next generation is safe.
             self._store.delete(manifest_key)
         shutil.rmtree(staging, ignore_errors=True)
+        arrivals.clear()
         return manifest
 
     def plan(self, commit_hash: str) -> list[tuple[RemoteFile, bool]]:
         """The chosen files, and whether the store holds each already; changes nothing."""
         files = select_files(self._client, self._request, commit_hash)
-        found = self._find(files, Blobs(self._store), use_known=True)
+        arrived = Arrivals(self._store, self._content(commit_hash)).read()
+        found = self._find(files, Blobs(self._store), arrived)
         return [(file, entry is not None) for file, entry in zip(files, found, strict=True)]
 
     def fetch_again(self, commit_hash: str, file: ManifestFile) -> None:
         """Heals one damaged or missing blob with bytes from the hub, checked against the manifest."""
         remote = RemoteFile(file.path, file.size, file.oid or "", None if file.oid else file.sha256)
-        staging = self._cache.staging(f"{self._request.endpoint.key}/{self._request.repo.key}/{commit_hash}")
-
+        staging = self._cache.staging(self._content(commit_hash))
         blobs = Blobs(self._store)
 
         def heal(path: Path, digest: Digest) -> str:
@@ -127,10 +130,12 @@ class Fetcher:
         self._bring_file(remote, commit_hash, staging, heal, Tally(file.path, file.size, self._on_event))
 
     def _store_files(
-        self, files: list[RemoteFile], commit_hash: str, staging: Path
+        self, files: list[RemoteFile], commit_hash: str, staging: Path, arrivals: Arrivals
     ) -> tuple[ManifestFile, ...]:
         blobs = Blobs(self._store)
-        found = self._find(files, blobs, use_known=not self._request.force_download)
+        found: list[ManifestFile | None] = [None] * len(files)
+        if not self._request.force_download:
+            found = self._find(files, blobs, arrivals.read())
         missing = [file for file, entry in zip(files, found, strict=True) if entry is None]
         logger.info(
             "%s: %d of %d files are stored already", self._request.repo, len(files) - len(missing), len(files)
@@ -142,14 +147,14 @@ class Fetcher:
             cached_bytes=sum(entry.size for entry in found if entry is not None),
         )
         tally.tell()
-        brought = self._bring(missing, commit_hash, staging, blobs, tally) if missing else []
+        brought = self._bring(missing, commit_hash, staging, blobs, tally, arrivals) if missing else []
         return (*(entry for entry in found if entry is not None), *brought)
 
-    def _find(self, files: list[RemoteFile], blobs: Blobs, *, use_known: bool) -> list[ManifestFile | None]:
+    def _find(
+        self, files: list[RemoteFile], blobs: Blobs, arrived: list[ManifestFile]
+    ) -> list[ManifestFile | None]:
         """For each file its entry in a manifest, if the store holds its bytes."""
-        if not use_known:
-            return [None] * len(files)
-        known = self._known_small_files()
+        known = self._known_small_files(arrived)
 
         def find(file: RemoteFile) -> ManifestFile | None:
             digest = Digest(file.sha256, file.size) if file.sha256 else known.get((file.oid, file.size))
@@ -160,7 +165,13 @@ class Fetcher:
             return list(pool.map(find, files))
 
     def _bring(
-        self, missing: list[RemoteFile], commit_hash: str, staging: Path, blobs: Blobs, tally: Tally
+        self,
+        missing: list[RemoteFile],
+        commit_hash: str,
+        staging: Path,
+        blobs: Blobs,
+        tally: Tally,
+        arrivals: Arrivals,
     ) -> list[ManifestFile]:
         total = sum(file.size for file in missing)
         repo = self._request.repo
@@ -170,7 +181,10 @@ class Fetcher:
         )
 
         def bring(file: RemoteFile) -> ManifestFile:
-            return self._bring_file(file, commit_hash, staging, blobs.replace, tally)
+            entry = self._bring_file(file, commit_hash, staging, blobs.replace, tally)
+            if entry.oid is not None:
+                arrivals.add(entry)
+            return entry
 
         with ThreadPoolExecutor(self._request.max_workers) as pool:
             futures = [pool.submit(bring, file) for file in missing]
@@ -219,16 +233,15 @@ class Fetcher:
             "HF_ENDPOINT and try again later."
         )
 
-    def _known_small_files(self) -> dict[tuple[str, int], Digest]:
-        """Git's sha1 and size -> digest, from the newest manifests of this repository on this hub."""
+    def _content(self, commit_hash: str) -> str:
+        return f"{self._request.endpoint.key}/{self._request.repo.key}/{commit_hash}"
+
+    def _known_small_files(self, arrived: list[ManifestFile]) -> dict[tuple[str, int], Digest]:
+        """Git's sha1 and size -> digest: what has arrived, and the newest manifests of this repository on this hub."""
         prefix = f"manifests/{self._request.endpoint.key}/{self._request.repo.key}"
         newest = sorted(self._store.list(prefix), key=lambda info: info.last_modified)[-EARLIER_MANIFESTS:]
-        return {
-            (file.oid, file.size): file.digest
-            for info in newest
-            for file in read_manifest(self._store, info.key).files
-            if file.oid
-        }
+        stored = [file for info in newest for file in read_manifest(self._store, info.key).files]
+        return {(file.oid, file.size): file.digest for file in (*stored, *arrived) if file.oid}
 
 
 def _results(futures: "list[Future[ManifestFile]]") -> list[ManifestFile]:
