@@ -48,7 +48,7 @@ class TrainFlow(FlowSpec):
             num_gpus=self.num_gpus,
             lineage=self.lineage,
             max_tokens=self.max_tokens,
-        )
+        ).pinned()
         current.huggingface_hub.connect(job.data_hub)
         self.job = job.check_data().to_json()
         current.huggingface_hub.connect(job.model_hub)

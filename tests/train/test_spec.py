@@ -1,12 +1,20 @@
 """What may join a lineage and what may not."""
 
+import dataclasses
 import shutil
 import threading
 
+import msgspec
 import pytest
 
-from metaflow_hf.errors import ConfigError, LineageMismatch, TrainingIncomplete
+from metaflow_hf.errors import ConfigError, LineageMismatch, TrainingIncomplete, UnsupportedStore
+from metaflow_hf.events import ClaimDone
+from metaflow_hf.store import datastore
+from metaflow_hf.store.objects import CreateResult
+from metaflow_hf.train import start_lineage
+from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.lineage import Lineage
+from metaflow_hf.train.pinning import pinned, sources_of
 from metaflow_hf.train.spec import training_samples
 
 
@@ -108,3 +116,108 @@ def test_a_later_start_takes_what_auto_was_resolved_to(training):
     first = training.start(rounds={"claim_samples": 4})
     training.config = training.config.replace(rounds={"claim_samples": "auto", "workers": 64})
     assert training.start() == first
+
+
+HASH, OTHER = "a" * 40, "b" * 40
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "pinned_model", "pinned_dataset"),
+    [
+        (("org/m", "main"), "hf://org/d:en:train", HASH, f"hf://org/d:en:train@{OTHER}"),
+        (("org/m", "v1"), "hf://org/d:en:train@main", HASH, f"hf://org/d:en:train@{OTHER}"),
+        (("org/m", OTHER), f"hf://org/d:en:train@{HASH}", OTHER, f"hf://org/d:en:train@{HASH}"),
+        (("org/n", "main"), "hf://org/d:de:train", "main", "hf://org/d:de:train"),
+        (("org/m", "main"), "datasets/rows-01", HASH, "datasets/rows-01"),
+    ],
+)
+def test_branches_are_what_they_were_when_the_lineage_began(
+    training, model, dataset, pinned_model, pinned_dataset
+):
+    spec = training.start()
+    begun = training.config.replace(
+        model={"repo_id": "org/m"}, data={"dataset": "hf://org/d:en:train@some-branch"}
+    )
+    sources = sources_of(begun, model_commit=HASH, dataset_commit=OTHER)
+    later = training.config.replace(
+        model={"repo_id": model[0], "revision": model[1]}, data={"dataset": dataset}
+    )
+    found = pinned(later, msgspec.structs.replace(spec, sources=sources))
+    assert (found.model.revision, found.data.dataset) == (pinned_model, pinned_dataset)
+    assert pinned(later, msgspec.structs.replace(spec, sources={})) == later
+
+
+def test_a_lineage_keeps_the_commits_that_it_began_with(training, tmp_path, monkeypatch):
+    job = TrainingJob(
+        config=training.config.replace(
+            model={"repo_id": "org/m"}, data={"dataset": "hf://org/d", "evaluation_dataset": None}
+        ),
+        lineage="mine",
+    )
+    monkeypatch.setattr(datastore, "_active", ("local", str(tmp_path / "datastore")))
+    assert job.pinned() == job, "nothing was started"
+    with training.blocks() as blocks:
+        for commit in (HASH, OTHER):
+            spec = start_lineage(
+                store=datastore.configured_store().child("training/mine"),
+                blocks=blocks,
+                model_dir=training.model_dir,
+                config=job.config,
+                lineage="mine",
+                model_commit=commit,
+            )
+            assert spec.sources == {"model": "org/m", "model_commit": HASH, "dataset": "hf://org/d"}
+    assert job.pinned().config.model.revision == HASH
+
+
+def test_a_store_that_does_not_create_atomically_trains_nothing(training, monkeypatch):
+    def overwrite(key, data):
+        training.store.put(key, data)
+        return CreateResult(created=True, content=data)
+
+    monkeypatch.setattr(training.store, "create", overwrite)
+    with pytest.raises(UnsupportedStore, match="does not support atomic creation"):
+        training.start()
+    assert not training.store.children("weights")
+
+
+def test_another_run_joins_while_the_lineage_is_trained(training):
+    """As another run does that is given the lineage's name: it starts, in its own words, and works along."""
+    started = []
+
+    def join_once(event):
+        if isinstance(event, ClaimDone) and not started:
+            started.append(threading.Thread(target=errors_of, args=(join,)))
+            started[0].start()
+
+    errors = []
+
+    def errors_of(what):
+        try:
+            what()
+        except BaseException as error:
+            errors.append(error)
+
+    def join():
+        guest = dataclasses.replace(training, config=training.config.replace(rounds={"workers": 5}))
+        spec = guest.start(rounds={"claim_samples": "auto"})
+        assert spec == Lineage(training.store).spec()
+        guest.work(attempt="b" * 16)
+
+    training.start(rounds={"seconds": 0.05}, data={"epochs": 3})
+    training.work(attempt="a" * 16, on_event=join_once)
+    started[0].join(60)
+    assert errors == []
+    assert Lineage(training.store).newest().manifest.final
+
+
+def test_a_final_lineage_is_left_at_once_by_whoever_resumes(training):
+    training.start()
+    training.work()
+    before = [(info.key, info.last_modified) for info in training.store.list("rounds")]
+    told = []
+    assert training.start() == Lineage(training.store).spec()
+    training.work(on_event=told.append)
+    (notice,) = told
+    assert "is final since round" in notice.message
+    assert [(info.key, info.last_modified) for info in training.store.list("rounds")] == before

@@ -101,6 +101,16 @@ class TrainingJob:
         """The job that ``to_json`` wrote."""
         return cls(**{**value, "config": TrainConfig.parse(value["config"])})
 
+    def pinned(self) -> Self:
+        """The job with the commits of the lineage of this name, if it was started, in place of branches and tags."""
+        from metaflow_hf.train.lineage import Lineage
+        from metaflow_hf.train.pinning import pinned
+
+        store = self._lineage_store()
+        if not store.children("rounds"):
+            return self
+        return replace(self, config=pinned(self.config, Lineage(store).spec()))
+
     def check_data(self) -> Self:
         """Looks at the datasets without downloading them: they exist, can be read, and have texts.
 
@@ -168,6 +178,7 @@ class TrainingJob:
                 model_dir=Path(model_dir),
                 config=self.config,
                 lineage=self.lineage,
+                model_commit=base_model.get("commit_hash"),
             )
             return make_plan(
                 spec, training, heldout, model_dir=Path(model_dir), config=self.config, base_model=base_model

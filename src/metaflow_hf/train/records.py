@@ -41,7 +41,10 @@ class Payload(Record, frozen=True, kw_only=True):
 
 
 class Spec(Record, frozen=True, kw_only=True):
-    """What a lineage trains. Created once; ``config_digest`` covers only what changes the mathematics."""
+    """What a lineage trains. Created once; ``config_digest`` covers only what changes the mathematics.
+
+    ``sources`` says where model and data came from, with the commits that their revisions named then.
+    """
 
     lineage: str
     dataset: dict[str, str]
@@ -51,6 +54,7 @@ class Spec(Record, frozen=True, kw_only=True):
     hyperparameters: dict[str, Any]
     config_digest: str
     initial_weights: Payload
+    sources: dict[str, str] = {}
     schema: int = SCHEMA
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import torch
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.data.order import ClaimOrder
-from metaflow_hf.events import OnEvent, ignore
+from metaflow_hf.events import Notice, OnEvent, ignore
 from metaflow_hf.report import fan_out
 from metaflow_hf.store.objects import ObjectStore, new_nonce
 from metaflow_hf.store.probing import probe
@@ -24,6 +25,7 @@ from metaflow_hf.train.heartbeat import Heartbeat, Patience, this_process
 from metaflow_hf.train.heldout import heldout_keys
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
 from metaflow_hf.train.schedule import Budget, Schedule
 from metaflow_hf.train.spec import check_same, make_spec, order_of, training_samples
@@ -37,11 +39,17 @@ logger = logging.getLogger("metaflow_hf.train")
 
 
 def start_lineage(
-    *, store: ObjectStore, blocks: BlockManager, model_dir: Path, config: TrainConfig, lineage: str
+    *,
+    store: ObjectStore,
+    blocks: BlockManager,
+    model_dir: Path,
+    config: TrainConfig,
+    lineage: str,
+    model_commit: str | None = None,
 ) -> Spec:
     """Starts a lineage, or joins the one that is there: idempotent, and safe by many at once.
 
-    ``store`` is rooted at ``training/<lineage>/``. Stores the initial weights, then ``spec.json``, then round 0.
+    ``store`` is rooted at ``training/<lineage>/``; ``model_commit`` is that of ``model_dir``. Stores the initial weights, then ``spec.json``, then round 0.
     Raises ``LineageMismatch`` when the lineage was started with another configuration, ``ConfigError`` for a
     dataset that is incomplete or too small, ``UnsupportedModelError``, ``UnsupportedStore``.
     """
@@ -51,7 +59,9 @@ def start_lineage(
     if not store.children("rounds"):
         with tempfile.TemporaryDirectory(prefix="lineage-") as scratch:
             weights = _store_initial_weights(target, Path(scratch), model_dir, config)
-        spec = target.create_spec(_spec(blocks, model_dir, config, lineage, weights))
+        sources = sources_of(config, model_commit=model_commit, dataset_commit=manifest.commit_hash)
+        ours = _spec(blocks, model_dir, config, lineage, weights)
+        spec = target.create_spec(msgspec.structs.replace(ours, sources=sources))
         check_same(spec, _spec(blocks, model_dir, config, lineage, weights, resolved=spec))
         first = Round(nonce=new_nonce(), round=0, parent=None, weights=spec.initial_weights)
         target.create_round(first)
@@ -98,6 +108,11 @@ def train_worker(
     target = Lineage(store)
     spec = target.spec()
     check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
+    newest = target.newest()
+    if newest is not None and newest.manifest.final:
+        message = f"the lineage {lineage} is final since round {newest.number}: nothing is left to train."
+        on_event(Notice(time=time.time(), worker=attempt, message=message))
+        return
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     order = order_of(spec.order, _samples(blocks, config))
     heartbeat = Heartbeat(
