@@ -207,21 +207,34 @@ def _bench_tasks(directory: Path, endpoint: str, repeat: int, rival: str | None)
         if rival:
             (place / "theirs").mkdir()
             theirs = _added_seconds(Place(place / "theirs", endpoint, rival), repeat)
-    for name, added in ours.items():
-        show(f"added to a task by a cached @{name}", added, theirs.get(name, ()), goal=0.3)
+    for name, (added, used) in ours.items():
+        their_added, their_used = theirs.get(name, ((), ()))
+        show(f"added to a task by a cached @{name}", added, their_added, goal=0.3)
+        show("  processor time", used, their_used)
 
 
-def _added_seconds(place: Place, repeat: int) -> dict[str, list[float]]:
-    names = ("huggingface_hub", "model", "checkpoint")
-    for name in ("", *names):  # caches the repository, and compiles what Python compiles once
+def _added_seconds(place: Place, repeat: int) -> dict[str, tuple[list[float], list[float]]]:
+    """For each decorator what it adds to one task: seconds that pass, and seconds of a processor."""
+    names = ("", "huggingface_hub", "model", "checkpoint")
+    for name in names:  # caches the repository, and compiles what Python compiles once
         place.flow("task_flow.py", BENCH_REPO=servers.TINY_REPO, BENCH_DECORATOR=name)
-    taken: dict[str, list[float]] = {name: [] for name in ("", *names)}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for _ in range(repeat):
         for name, results in taken.items():
-            began = time.perf_counter()
+            began, used = time.perf_counter(), _processor_seconds()
             place.flow("task_flow.py", BENCH_REPO=servers.TINY_REPO, BENCH_DECORATOR=name)
-            results.append(time.perf_counter() - began)
-    return {name: [(each - median(taken[""])) / TASKS for each in taken[name]] for name in names}
+            results.append((time.perf_counter() - began, _processor_seconds() - used))
+    bare = [median(each) for each in zip(*taken[""], strict=True)]
+    return {
+        name: tuple([(each[which] - bare[which]) / TASKS for each in taken[name]] for which in (0, 1))
+        for name in names[1:]
+    }
+
+
+def _processor_seconds() -> float:
+    """What this process's ended children and theirs have used."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 if __name__ == "__main__":
