@@ -1,6 +1,6 @@
 """What rounds cost in quality: held-out loss of a small Llama on Python's documentation, equal tokens for all.
 
-    python tests/bench/rounds_quality.py [--seeds 1] [--tokens 400000] [--processes 2] [--results FILE]
+    python tests/bench/rounds_quality.py [--seeds 1] [--tokens 400000] [--size small] [--processes 2] [--results FILE]
 
 Rows: one worker; synchronous data parallelism (gradients averaged in each step, so the batch is as many times
 larger, with the same learning rate and with twice that); rounds of several workers. Trainer, encodings, merge and outer
@@ -33,6 +33,18 @@ STEPS_PER_CLAIM = 5
 # Two rows fill the sequences of a step.
 CLAIM_ROWS = STEPS_PER_CLAIM * BATCH
 HELD_OUT = 60
+SIZES: dict[str, dict[str, int]] = {
+    # 0.13 M and 0.9 M parameters.
+    "small": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+    },
+    "million": {},
+}
 GOAL = 1.02
 
 
@@ -77,31 +89,30 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=400_000)
+    parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, help="a file of JSON lines")
     options = parser.parse_args()
     known = read(options.results)
     wanted = [(cell, seed) for seed in range(options.seeds) for cell in TABLE]
-    missing = [job for job in wanted if key_of(*job, options.tokens) not in known]
+    missing = [job for job in wanted if key_of(*job, options) not in known]
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="bench-quality-") as directory:
         scratch = Path(directory)
-        text = prepare_text(scratch / "model", held_out=HELD_OUT)
+        text = prepare_text(scratch / "model", held_out=HELD_OUT, **SIZES[options.size])
         with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
             jobs = {
                 pool.submit(measure, cell, seed, options.tokens, text, scratch): (cell, seed)
                 for cell, seed in missing
             }
             for job in as_completed(jobs):
-                key = key_of(*jobs[job], options.tokens)
+                key = key_of(*jobs[job], options)
                 known[key] = job.result()
                 print(f"  {key}: {known[key]:.4f}", flush=True)
                 if options.results is not None:
                     with options.results.open("a") as file:
                         file.write(json.dumps([key, known[key]]) + "\n")
-    show(
-        {cell: [known[key_of(cell, seed, options.tokens)] for seed in range(options.seeds)] for cell in TABLE}
-    )
+    show({cell: [known[key_of(cell, seed, options)] for seed in range(options.seeds)] for cell in TABLE})
 
 
 def measure(cell: Cell, seed: int, tokens: int, text: Text, scratch: Path) -> float:
@@ -156,9 +167,9 @@ def show(losses: dict[Cell, list[float]]) -> None:
     )
 
 
-def key_of(cell: Cell, seed: int, tokens: int) -> str:
+def key_of(cell: Cell, seed: int, options: argparse.Namespace) -> str:
     settings = {name: value for name, value in asdict(cell).items() if name != "name"}
-    return json.dumps({"tokens": tokens, "seed": seed, **settings})
+    return json.dumps({"size": options.size, "tokens": options.tokens, "seed": seed, **settings})
 
 
 def read(results: Path | None) -> dict[str, float]:

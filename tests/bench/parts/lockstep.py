@@ -29,7 +29,6 @@ from metaflow_hf.train.tensors import Layout, TensorReader, write_tensors
 from metaflow_hf.train.trainer import ModelTrainer
 from metaflow_hf.train.worker import ROUNDS_PER_INNER
 
-VOCAB_SIZE = 1024
 ROW_TOKENS = 120
 
 
@@ -46,15 +45,15 @@ class Text:
         return [{"text": text} for text in self.train[start:stop]]
 
 
-def prepare_text(directory: Path, *, held_out: int, **model: int) -> Text:
-    """The documentation of this Python and a Llama of about a million parameters."""
+def prepare_text(directory: Path, *, held_out: int, vocab_size: int = 1024, **model: int) -> Text:
+    """The documentation of this Python and a Llama of about a million parameters, or as ``model`` says."""
     docs = corpus.python_docs()
     train = [row.text for row in docs.train]
-    config = tiny_models.llama_config(vocab_size=VOCAB_SIZE, **model)
+    config = tiny_models.llama_config(vocab_size=vocab_size, **model)
     directory.mkdir(parents=True)
     files = {
         "config.json": tiny_models.config_file(config),
-        **tiny_tokenizers.byte_level_bpe(train, VOCAB_SIZE),
+        **tiny_tokenizers.byte_level_bpe(train, vocab_size),
         **tiny_tokenizers.bpe_config(2048),
     }
     for name, data in files.items():
