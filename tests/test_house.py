@@ -91,3 +91,18 @@ def test_only_one_module_reads_the_environment():
 def test_the_library_never_prints():
     for path in (ROOT / "src").rglob("*.py"):
         assert not re.search(r"^\s*print\(", path.read_text(), re.MULTILINE), path
+
+
+def test_nothing_of_ours_unpickles():
+    # What users' weights may be loaded with is transformers', behind `allow_pickle`.
+    ways = re.compile(
+        r"pickle\.loads?\b|\bUnpickler\b|torch\.load\(|joblib|\bdill\b|\bmarshal\b|\bshelve\b|\b(?:np|numpy)\.load\b"
+        r"|allow_pickle=True|weights_only=False"
+    )
+    sources = [
+        path for part in ("src", "metaflow_extensions", "flows") for path in (ROOT / part).rglob("*.py")
+    ]
+    assert len(sources) > 100
+    assert {
+        str(path.relative_to(ROOT)): found for path in sources if (found := ways.findall(path.read_text()))
+    } == {}

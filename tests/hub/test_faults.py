@@ -8,10 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from metaflow_hf.errors import HubUnavailable, IntegrityError
+from metaflow_hf.hub.client import HubClient, RetryPolicy
+from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.store.models import find_manifest
 
+IMPATIENT = RetryPolicy(attempts=3, seconds=20, first_wait_seconds=0.01, max_wait_seconds=0.05)
 SHARD = "*model-00003-of-00004.safetensors"
 
 
@@ -27,6 +31,32 @@ def test_retry_after_is_respected(own_hub, snapshots, request_for):
     began = time.monotonic()
     snapshots().resolve(request_for())
     assert time.monotonic() - began >= 1.0
+
+
+def test_retry_after_is_respected_for_files_too(own_hub, snapshots, request_for):
+    for path in (SHARD, "*/config.json"):
+        own_hub.faults.fail_next(1, status=429, retry_after_seconds=1, path=path)
+    began = time.monotonic()
+    assert snapshots().ensure(request_for(max_workers=1)).num_files == 7
+    assert time.monotonic() - began >= 2.0
+
+
+@pytest.mark.parametrize("path", ["/api/*/revision/*", "/api/*/tree/*", "*/config.json", SHARD])
+def test_a_hub_that_accepts_and_never_answers(own_hub, snapshots, request_for, store, monkeypatch, path: str):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+
+    def client(request: SnapshotRequest) -> HubClient:
+        return HubClient(request.endpoint, retry=IMPATIENT, timeout_seconds=0.2)
+
+    gate = own_hub.faults.hold_next(100, path=path)
+    try:
+        with pytest.raises(HubUnavailable, match=r"Timeout.*HF_ENDPOINT") as caught:
+            snapshots(client=client).ensure(request_for(max_workers=1))
+    finally:
+        gate.open()
+    assert "\n" not in str(caught.value)
+    assert own_hub.log.count(path=path) <= IMPATIENT.attempts
+    assert list(store.list("manifests")) == []
 
 
 def test_retries_are_bounded_and_end_in_one_clear_line(own_hub, snapshots, request_for):
