@@ -124,6 +124,23 @@ def test_rounds_are_counted_once_however_many_workers_report_them(run_events):
     assert rows[0].waited_seconds == pytest.approx(sum(waits) / 3)
 
 
+def test_the_page_says_what_was_lost_and_how_long_workers_waited(run_events):
+    events = run_events(workers=3, rounds=5, claims_per_round=4)
+    blocks = training_page(PLAN, events).blocks
+    (tile,) = [
+        tile
+        for block in blocks
+        if isinstance(block, page.Tiles)
+        for tile in block.tiles
+        if tile.label == "rounds"
+    ]
+    assert tile.note == "up to 3 workers, 1 claim lost"
+    (heading,) = [block for block in blocks if isinstance(block, page.Heading) and block.text == "Rounds"]
+    rows = series.round_rows(events, series.worker_labels(events))
+    share = 100 * sum(row.waited_seconds for row in rows) / sum(row.seconds for row in rows)
+    assert heading.note.endswith(f"waited for each other: {share:.0f} % of the time")
+
+
 def claim(worker, in_round, position):
     return ev.ClaimDone(time=0, worker=worker, round=in_round, position=position, tokens=1, loss=1.0)
 

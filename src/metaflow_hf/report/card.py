@@ -92,8 +92,11 @@ def _tiles(plan: Plan, events: Sequence[Event], rounds: Sequence[RoundRow], outc
         tiles.append(Tile("time", units.duration(seconds), rate))
         attempts = len({step.worker for step in steps})
         widest = max((row.contributors for row in rounds), default=attempts)
-        restarts = f", {attempts} starts" if attempts > widest else ""
-        tiles.append(Tile("rounds", units.count(len(rounds)), f"up to {_workers(widest)}{restarts}"))
+        notes = [f"up to {_workers(widest)}"]
+        notes += [f"{attempts} starts"] if attempts > widest else []
+        lost = sum(row.lost_positions for row in rounds)
+        notes += [f"{units.count(lost)} claims lost" if lost > 1 else "1 claim lost"] if lost else []
+        tiles.append(Tile("rounds", units.count(len(rounds)), ", ".join(notes)))
     return Tiles(tuple(tiles))
 
 
@@ -186,8 +189,11 @@ def _rounds(rounds: Sequence[RoundRow], workers: Sequence[str]) -> list[Block]:
     )
     headers = ("round", "workers", "positions", "tokens", "loss", "time", "waited", "positions lost")
     folded = f"all {len(rows)} rounds" if len(shown) == len(rounds) else f"the last {len(rows)} rounds"
+    seconds = sum(row.seconds for row in rounds)
+    waited = units.percent(sum(row.waited_seconds for row in rounds), seconds) if seconds > 0 else ""
+    note = "what each worker contributed, and how long the workers waited for each other"
     return [
-        Heading("Rounds", "what each worker contributed, and how long the workers waited for each other"),
+        Heading("Rounds", f"{note}: {waited} of the time" if waited else note),
         *_drawn(charts.round_tokens_chart(rounds, workers), charts.round_seconds_chart(rounds)),
         Grid(headers, rows, numeric=frozenset(range(8)), folded=folded),
     ]
