@@ -1,16 +1,12 @@
 """Errors of ours as Metaflow shows its own: a headline and what to do, without pages of traceback."""
 
-import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from metaflow.exception import MetaflowException
 
 from metaflow_hf.errors import MetaflowHFError
-
-_QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\"]+")
 
 
 class Failure(MetaflowException):
@@ -41,25 +37,3 @@ def parse_config(text: str) -> dict[str, Any]:
 
     with explained():
         return config.parse_config(text)
-
-
-class _RetryLine(logging.Filter):
-    """Says in words what stamina notes as fields."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        facts = record.__dict__
-        if record.msg == "stamina.retry_scheduled":
-            # Signed addresses are as good as a token while they last.
-            reason = _QUERY.sub("?…", str(facts.get("stamina.caused_by")))
-            record.msg = (
-                f"no answer yet ({reason}); try {facts.get('stamina.retry_num', 0) + 1} "
-                f"in {facts.get('stamina.wait_for', 0):.1f} s"
-            )
-        return True
-
-
-def tell_retries() -> None:
-    """Makes the retries of this process readable in its log. Idempotent."""
-    stamina = logging.getLogger("stamina")
-    if not any(isinstance(known, _RetryLine) for known in stamina.filters):
-        stamina.addFilter(_RetryLine())

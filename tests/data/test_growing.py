@@ -9,7 +9,7 @@ from metaflow_hf.data import BlockManager, ChunkTracker, build_blocks
 from metaflow_hf.data.growth import StoredBlocks, newer_manifest
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.writer import LEASE_KEY
-from metaflow_hf.errors import SelectionError, UserError
+from metaflow_hf.errors import BadRowError, SelectionError, UserError
 from metaflow_hf.store import open_store
 from metaflow_hf.store.leases import acquire
 
@@ -103,6 +103,32 @@ def test_a_loop_of_ones_own_begins_before_the_end_and_trains_all(growing, tmp_pa
         assert sorted(map(int, seen)) == list(range(24))
         assert tracker.get_progress_stats()["done_samples"] == 24
         assert ChunkTracker(tmp_path / "tracker", manager).check_epoch_complete()
+
+
+def test_a_loop_that_ends_at_none_trains_all_of_what_its_manager_builds(tmp_path, write_jsonl):
+    raw = write_jsonl([{"text": str(i)} for i in range(24)])
+    with (
+        BlockManager(raw, samples_per_block=5, dataset_chunk_size=5, cache_dir=tmp_path / "built") as manager,
+        ChunkTracker(tmp_path / "tracker", manager) as tracker,
+    ):
+        seen = []
+        while (claim := tracker.claim_chunk()) is not None:
+            seen += manager.get_chunk(claim.block_id, claim.chunk_id)
+            tracker.mark_chunk_complete(claim)
+        assert sorted(map(int, seen)) == list(range(24))
+        assert tracker.check_epoch_complete()
+
+
+def test_a_builder_that_fails_is_no_end_of_a_loop(tmp_path):
+    raw = tmp_path / "rows.jsonl"
+    raw.write_text('{"text": "0"}\n' * 5 + "broken\n")
+    with (
+        BlockManager(raw, samples_per_block=5, dataset_chunk_size=5, cache_dir=tmp_path / "built") as manager,
+        ChunkTracker(tmp_path / "tracker", manager) as tracker,
+    ):
+        with pytest.raises(BadRowError, match="row 5"):
+            while (claim := tracker.claim_chunk()) is not None:
+                tracker.mark_chunk_complete(claim)
 
 
 def test_a_reader_that_still_knows_too_little_joins_an_epoch_begun_on_the_whole(growing, tmp_path):

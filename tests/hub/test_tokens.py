@@ -6,9 +6,10 @@ import pickle
 import metaflow
 import pytest
 
-from metaflow_extensions.hf.failures import Failure, tell_retries
+from metaflow_extensions.hf.failures import Failure
 from metaflow_hf.errors import HubUnavailable, SelectionError
 from metaflow_hf.hub.loadspec import parse_snapshots
+from metaflow_hf.hub.retries import tell_retries
 
 assert metaflow  # its extensions are imported by it, never before
 

@@ -95,6 +95,3 @@ def cli() -> None:
 @cli.group(cls=LazyGroup, help="Hugging Face models and datasets in Metaflow's datastore.")
 def hf() -> None:
     """The group ``metaflow hf``."""
-    from metaflow_extensions.hf.failures import tell_retries
-
-    tell_retries()

@@ -12,7 +12,7 @@ from metaflow.exception import MetaflowException
 from metaflow.metaflow_current import current
 
 from metaflow_extensions.hf import neighbours
-from metaflow_extensions.hf.failures import explained, tell_retries
+from metaflow_extensions.hf.failures import explained
 
 if TYPE_CHECKING:
     from metaflow_hf.hub.records import RunContext
@@ -91,7 +91,6 @@ class TaskDecorator(StepDecorator):
 
         if environment.wants_embedded_hub():
             start_embedded_hub()
-        tell_retries()
         datastore.activate(*self._datastore)
         run = RunContext(
             flow=flow.name,

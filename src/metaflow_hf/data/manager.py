@@ -139,6 +139,17 @@ class BlockManager:
         """Raises as ``wait_complete``, without waiting, when blocks are missing that nobody is writing."""
         self._known.check_growing()
 
+    def wait_growth(self, known: BlockManifest) -> bool:
+        """Waits until this manager has built more than ``known``; ``False`` when it does not come, because others
+        write the dataset, or after ``close``.
+
+        Raises the error of a builder that failed.
+        """
+        if not isinstance(self._known, GrowingBlocks):
+            return False
+        newest = self._known.wait_until(lambda manifest: manifest.total_blocks > known.total_blocks)
+        return newest.is_complete or newest.total_blocks > known.total_blocks
+
     def get_block(self, block_id: int) -> Block:
         """The block's metadata; nothing of its data is read. Waits for a block that is being built."""
         entry = self._entry(block_id)

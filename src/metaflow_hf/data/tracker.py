@@ -48,13 +48,20 @@ class ChunkTracker:
     def claim_chunk(self) -> Claim | None:
         """A chunk (or a claim of the rounds) for this worker alone, or ``None`` when nothing is free now.
 
-        After ``None``, ``check_epoch_complete`` tells whether the epoch is over or others are still at work. While
-        the dataset grows, more chunks may come; if nobody is writing the rest of it, ``UserError`` says so.
+        After ``None``, ``check_epoch_complete`` tells whether the epoch is over or others are still at work. A dataset
+        that its manager builds is waited for, block by block. While others write it, more chunks may come after
+        ``None``; if nobody is writing the rest of it, ``UserError`` says so.
         """
-        claim = self._ledger.claim()
-        if claim is None and isinstance(self._dataset, BlockManager):
+        while True:
+            known = self._dataset.manifest if isinstance(self._dataset, BlockManager) else None
+            claim = self._ledger.claim()
+            if claim is not None or not isinstance(self._dataset, BlockManager):
+                return claim
+            if known is None or known.is_complete:
+                return None
             self._dataset.check_growing()
-        return claim
+            if not self._dataset.wait_growth(known):
+                return None
 
     def mark_chunk_complete(self, claim: Claim, steps: int = 0) -> None:
         """Records the claim as trained; once, for ever. Raises ``ClaimLost`` when another worker took it over."""

@@ -28,6 +28,7 @@ from metaflow_hf.hub import errors
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.names import Repo, is_commit_hash
 from metaflow_hf.hub.records import Resolved
+from metaflow_hf.hub.retries import tell_retries
 
 logger = logging.getLogger("metaflow_hf.hub")
 
@@ -173,6 +174,7 @@ class HubClient:
     def _repeat(self, request: Callable[[], T]) -> T:
         if environment.is_offline():
             raise hf_errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1")
+        tell_retries()
         for attempt in stamina.retry_context(
             on=_wait_before_retry,
             attempts=self.retry.attempts,
