@@ -360,6 +360,25 @@ def test_a_shell_gets_the_answer_alone_from_the_configured_datastore(subprocess_
     assert metaflow(environment, "--help").stdout.startswith("Usage: ")
 
 
+def test_what_one_user_got_another_does_not_get(hub, subprocess_environment, project: Path):
+    environment = {**subprocess_environment, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(project)}
+    mine = {**environment, "HF_TOKEN": "hf_reader"}
+    got = metaflow(mine, "snapshots", "get", "acme/gated-model", "--allow", "config.json", "--to", "mine")
+    assert (got.returncode, got.stdout) == (0, "mine\n"), got.stderr
+    commit = hub.content.repo("acme/gated-model").resolve().sha
+    # Another user of the same datastore, on a machine of their own.
+    theirs = {**environment, "METAFLOW_HF_CACHE": str(project / "other-node"), "HF_TOKEN": "hf_stranger"}
+    for revision in ("main", commit):
+        refused = metaflow(
+            *(theirs, "snapshots", "get", "acme/gated-model", "--revision", revision),
+            *("--allow", "config.json", "--to", "theirs"),
+        )
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("Error: GatedRepoError: access to model 'acme/gated-model'")
+        assert len(refused.stderr.splitlines()) == 1
+    assert not Path("theirs").exists()
+
+
 def test_on_s3_everything_is_the_same(hub, s3_root: str, monkeypatch):
     monkeypatch.setattr(datastore, "_active", ("s3", s3_root))
     call("snapshots", "get", "gpt2", "--allow", "*.json")

@@ -56,10 +56,16 @@ def test_a_reference_loads_in_a_later_step(run_flow, hub):
     assert log.file_bytes() == 0
 
 
-def test_every_form_of_load_save_and_join(run_flow):
+def test_every_form_of_load_save_and_join(run_flow, project: Path):
+    (project / "mine.txt").write_text("mine")
     outcome = run_flow("forms_flow.py")
     assert outcome.status == 0, outcome.output
     assert outcome.lines("all forms work")
+    assert outcome.lines("Loading model from datastore to ./. Model being loaded: ")
+    # What lies where a repository is loaded is neither touched nor stored.
+    assert (project / "mine.txt").read_text() == "mine"
+    blobs = (project / ".metaflow" / "mf.hf" / "blobs").glob("*/*")
+    assert [blob for blob in blobs if blob.read_bytes() == b"mine"] == []
     assert len(outcome.lines("Artifact `reference_key` was not loaded")) == 2
 
 
@@ -107,16 +113,19 @@ def test_a_missing_artifact_says_what_to_assign(run_flow, project: Path):
     assert "Traceback" not in outcome.output
 
 
-def test_a_token_in_load_is_used_and_stored_nowhere(run_flow, project: Path):
-    outcome = run_flow("token_flow.py")
+def test_tokens_are_used_and_stored_nowhere(run_flow, project: Path):
+    outcome = run_flow("token_flow.py", HF_TOKEN="hf_owner")
     assert outcome.status == 0, outcome.output
     assert outcome.lines("files: ")
     assert outcome.lines("set HF_TOKEN")
     assert not outcome.lines("is installed too")
-    assert "hf_reader" not in outcome.output
-    for path in (project / ".metaflow").rglob("*"):
-        if path.is_file():
-            assert b"hf_reader" not in _unpacked(path), path
+    stored = [path for path in (project / ".metaflow").rglob("*") if path.is_file()]
+    for kind in ("mf.hf/blobs/", "mf.cards/", "_meta/", "TokenFlow/data/"):
+        assert any(kind in path.as_posix() for path in stored), kind
+    # The one written into load=, and that of the environment.
+    for token in ("hf_reader", "hf_owner"):
+        assert token not in outcome.output
+        assert [path for path in stored if token.encode() in _unpacked(path)] == []
 
 
 def _unpacked(path: Path) -> bytes:

@@ -22,6 +22,7 @@ class FormsFlow(FlowSpec):
         load={
             "tokenizer": {"repo_id": "gpt2", "allow_patterns": "tokenizer*", "path": "aliased"},
             "same": "gpt2@main",
+            "here": {"repo_id": "bert-base-uncased", "allow_patterns": ["LICENSE"], "path": "."},
         },
         cache_scope="global",
         verify="always",
@@ -30,7 +31,12 @@ class FormsFlow(FlowSpec):
     def start(self):
         loaded = current.huggingface_hub.loaded
         assert isinstance(loaded, Mapping)
-        assert set(loaded) == {"tokenizer", "same"}
+        assert set(loaded) == {"tokenizer", "same", "here"}
+        assert loaded["here"] == "."
+        assert Path("LICENSE").read_text() == "Apache License, Version 2.0\n"
+        Path("LICENSE").write_text("edited")
+        with current.huggingface_hub.load("bert-base-uncased", path=".", allow_patterns="LICENSE"):
+            assert Path("LICENSE").read_text() != "edited"
         assert names(loaded["tokenizer"]) == {"tokenizer.json", "tokenizer_config.json"}
         assert loaded["tokenizer"] == "aliased"
         assert "model.safetensors" in names(loaded["same"])

@@ -1,6 +1,6 @@
-"""A token where it should not be."""
+"""A token where it should not be, and one where it should."""
 
-from metaflow import FlowSpec, current, huggingface_hub, step
+from metaflow import FlowSpec, card, current, huggingface_hub, step
 
 
 class TokenFlow(FlowSpec):
@@ -10,9 +10,12 @@ class TokenFlow(FlowSpec):
         print(f"files: {current.huggingface_hub.loaded.info['acme/gated-model']['num_files']}")
         self.next(self.end)
 
+    @card
+    @huggingface_hub
     @step
     def end(self):
-        pass
+        # By the token of the environment.
+        self.reference = current.huggingface_hub.snapshot_download("acme/private-model")
 
 
 if __name__ == "__main__":
