@@ -13,26 +13,34 @@ from .conftest import ROOT, Shell
 pytestmark = pytest.mark.timeout(400)
 
 
-def test_a_killed_branch_is_retried_and_every_position_counts_once(shell: Shell, check_lineage):
+def test_branches_killed_and_told_to_end_are_retried_and_every_position_counts_once(
+    shell: Shell, check_lineage
+):
     text = (ROOT / "configs" / "demo.yaml").read_text()
     text = text.replace("max_tokens: 1_000_000", "max_tokens: 120_000\n  keep: all")
+    text = text.replace("interval_seconds: 5", "interval_seconds: 0.5")
     text = text.replace("solo_start: 0.1", "solo_start: 0.0").replace("max_samples: 128", "max_samples: 8")
     config = shell.directory / "short.yaml"
     config.write_text(text)
-    killed: int | None = None
+    hurt: dict[str, int] = {}
     lines = []
     with shell.start(ROOT / "flows" / "train_flow.py", "--config", "config", config, "run") as run:
         for line in run.stdout:
             lines.append(line)
-            found = re.search(r"/train/\d+ \(pid (\d+)\)\] \[worker 1\] (step|round) \d+", line)
-            if found and killed is None:
-                killed = int(found[1])
+            found = re.search(r"/train/\d+ \(pid (\d+)\)\] \[worker (\d)\] (step|round) \d+", line)
+            if found and found[2] == "1" and not hurt:
+                hurt["1"] = int(found[1])
                 time.sleep(0.3)  # into its next claim
-                os.kill(killed, signal.SIGKILL)
+                os.kill(hurt["1"], signal.SIGKILL)
+            elif found and found[2] == "0" and list(hurt) == ["1"]:
+                # As a machine does that is taken away.
+                hurt["0"] = int(found[1])
+                os.kill(hurt["0"], signal.SIGTERM)
     output = "".join(lines)
     assert run.returncode == 0, output
-    assert killed is not None, output
-    assert "Retrying" in output or "retry" in output.lower()
+    assert len(hurt) == 2, output
+    assert "stopped before the lineage was final: it was told to stop" in output
+    assert output.count("Task is starting (retry)") + output.lower().count("retrying") >= 2
 
     run_id = re.search(r"run-id (\d+)", output)[1]
     lineage: Path = shell.directory / ".metaflow" / "mf.hf" / "training" / f"TrainFlow-{run_id}"
@@ -43,6 +51,14 @@ def test_a_killed_branch_is_retried_and_every_position_counts_once(shell: Shell,
     # The killed process, its successor and the other branch.
     attempts = {accepted["attempt"] for manifest in rounds for accepted in manifest["accepted"]}
     assert len(attempts) >= 2
+    # Whoever is told to end returns nothing, and yet what it told is in the run.
+    reported = shell.succeed(
+        "-c",
+        "import json; from metaflow import Run, namespace; namespace(None); "
+        f"metrics = Run('TrainFlow/{run_id}').data.metrics; "
+        "print('told by', len({json.loads(line)['worker'] for m in metrics for line in m.splitlines()}))",
+    )
+    assert int(reported.rpartition("told by ")[2]) >= 3, reported
 
 
 def test_an_interrupted_run_goes_on_from_its_last_round(shell: Shell, check_lineage):
