@@ -14,7 +14,7 @@ METAFLOW = [sys.executable, "-u", "-c", "from metaflow.cmd.main_cli import start
 
 def metaflow(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*METAFLOW, *arguments], env=environment, text=True, capture_output=True, check=False, timeout=60
+        [*METAFLOW, *arguments], env=environment, text=True, capture_output=True, check=False, timeout=100
     )
 
 
@@ -54,7 +54,7 @@ def test_it_serves_until_it_is_told_to_stop(subprocess_environment, fixtures, nu
             assert answer.status == 200
         process.send_signal(number)
         rest = process.stdout.read()
-        assert process.wait(timeout=10) == 0
+        assert process.wait(timeout=60) == 0
     assert rest.strip() == "stopped"
     assert any(f"HF_ENDPOINT={url}" in line for line in printed)
     assert "metaflow-hf/tiny-llama" in printed

@@ -342,7 +342,7 @@ def test_what_goes_wrong_is_one_line(arguments, words):
 
 def metaflow(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from metaflow.cmd.main_cli import start; start()", "hf", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=100)
 
 
 def test_a_shell_gets_the_answer_alone_from_the_configured_datastore(subprocess_environment, project: Path):

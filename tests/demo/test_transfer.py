@@ -39,7 +39,7 @@ def get(url: str, **headers: str):
             return error.code, error.read(), error.headers
 
 
-def eventually(is_true, seconds: float = 10.0) -> bool:
+def eventually(is_true, seconds: float = 60.0) -> bool:
     """Whether this becomes true: for what the server does after its answer."""
     until = time.monotonic() + seconds
     while not is_true() and time.monotonic() < until:

@@ -25,6 +25,13 @@ class Outcome:
 RunFlow = Callable[..., Outcome]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Runs are a dozen processes, one after the other: minutes on a machine that is busy otherwise."""
+    for item in items:
+        if item.path.is_relative_to(FLOWS.parent) and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     directory = tmp_path / "project"
@@ -61,7 +68,7 @@ def run_flow(flow_environment: dict[str, str], project: Path) -> RunFlow:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=110,
+            timeout=250,
             check=False,
         )
         return Outcome(done.returncode, done.stdout)

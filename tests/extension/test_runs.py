@@ -15,8 +15,6 @@ from metaflow_hf.demo.content import HubContent
 FLOWS = Path(__file__).parent / "flows"
 
 
-# Thirteen tasks in three runs: minutes on a machine that is busy otherwise.
-@pytest.mark.timeout(300)
 def test_a_moved_branch_is_seen_by_the_next_run_only(run_flow, hub):
     assert isinstance(hub.content, HubContent)
     repo = hub.content.add("acme/moving", {"config.json": b"{}"})
@@ -39,7 +37,7 @@ def test_a_moved_branch_is_seen_by_the_next_run_only(run_flow, hub):
     assert after.lines(f"has {second} under snapshots/checkpoint/PinsFlow/end/_global/")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(450)
 def test_eight_branches_make_one_download_though_its_holder_is_killed(hub, flow_environment, project: Path):
     assert isinstance(hub.content, HubContent)
     shards = {f"model-{n:05d}-of-00004.safetensors": random.Random(n).randbytes(300_000) for n in range(1, 5)}
@@ -54,11 +52,11 @@ def test_eight_branches_make_one_download_though_its_holder_is_killed(hub, flow_
             stderr=subprocess.STDOUT,
             text=True,
         )
-        assert gate.wait_until_held(100), (process.kill(), process.communicate())
+        assert gate.wait_until_held(200), (process.kill(), process.communicate())
         [lease] = project.glob(".metaflow/mf.hf/leases/**/0000000001.json")
         os.kill(int(re.search(r"pid (\d+)", lease.read_text())[1]), signal.SIGKILL)
         gate.open()
-        output, _ = process.communicate(timeout=100)
+        output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
     assert "eight have 5 files" in output
     assert len(re.findall(r"Task is starting \(retry\)", output)) == 1

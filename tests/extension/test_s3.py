@@ -52,7 +52,7 @@ def test_snapshots_models_and_checkpoints_live_in_the_bucket(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -141,7 +141,7 @@ def test_resume(hub, subprocess_environment, project: Path):
     assert gate.wait_until_held()
     process.send_signal(signal.SIGINT)
     gate.open()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=100)
     assert process.returncode == 0
     assert "Run again to resume." in output
     with hub.log.new() as log:

@@ -57,7 +57,7 @@ def test_kills_at_each_kind_of_write_to_s3(hub, s3_root: str, tmp_path: Path):
             env=dict(os.environ),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
             check=False,
         )
 

@@ -23,7 +23,7 @@ class Gate:
     def open(self) -> None:
         self._opened.set()
 
-    def wait_until_held(self, timeout_seconds: float = 30.0) -> bool:
+    def wait_until_held(self, timeout_seconds: float = 100.0) -> bool:
         """True once a request stands at the gate; False when none came in time."""
         return self._arrived.wait(timeout_seconds)
 
