@@ -23,7 +23,12 @@ def test_busy_and_broken_answers_are_asked_for_again(own_hub, snapshots, request
     own_hub.faults.fail_next(1, status=503, path="/api/*/revision/*")
     own_hub.faults.fail_next(1, status=429, retry_after_seconds=0, path="/api/*/tree/*")
     own_hub.faults.fail_next(1, status=500, path=SHARD)
+    for path in ("/api/*/auth-check", "*/README.md", "*00001-of*", "*00004-of*"):
+        own_hub.faults.drop_next(1, path=path, method="GET")
     assert snapshots().ensure(request_for()).num_files == 7
+    # Every fault was met.
+    for path in ("/api/*/auth-check", "*/README.md", "*00001-of*"):
+        assert own_hub.log.count(path=path, method="GET") >= 2, path
 
 
 def test_retry_after_is_respected(own_hub, snapshots, request_for):
