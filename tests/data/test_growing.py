@@ -125,10 +125,10 @@ def test_a_builder_that_fails_is_no_end_of_a_loop(tmp_path):
     with (
         BlockManager(raw, samples_per_block=5, dataset_chunk_size=5, cache_dir=tmp_path / "built") as manager,
         ChunkTracker(tmp_path / "tracker", manager) as tracker,
+        pytest.raises(BadRowError, match="row 5"),
     ):
-        with pytest.raises(BadRowError, match="row 5"):
-            while (claim := tracker.claim_chunk()) is not None:
-                tracker.mark_chunk_complete(claim)
+        while (claim := tracker.claim_chunk()) is not None:
+            tracker.mark_chunk_complete(claim)
 
 
 def test_a_reader_that_still_knows_too_little_joins_an_epoch_begun_on_the_whole(growing, tmp_path):

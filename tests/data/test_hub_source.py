@@ -2,6 +2,9 @@
 
 import functools
 import gzip
+import io
+import json
+import zipfile
 
 import msgspec
 import pytest
@@ -114,6 +117,22 @@ def test_the_branch_may_move_while_the_dataset_is_streamed(start_hub, tmp_path, 
     assert read_all(tmp_path / "after") == [{"text": "moved"}]
     with pytest.raises(DatasetMismatch, match="commit_hash"):
         build_blocks(location, tmp_path / "before", samples_per_block=100)
+
+
+def test_archives_of_the_hub(start_hub, tmp_path, read_all):
+    rows = given.rows(3, 120)
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as files:
+        files.writestr("b.jsonl", b"".join(lines[70:]))
+        files.writestr("a.jsonl", b"".join(lines[:70]))
+    content = HubContent()
+    content.add("acme/archive", {"data.zip": archive.getvalue()}, repo_type="dataset")
+    content.add("acme/lines", {"train.jsonl.zip": archive.getvalue()}, repo_type="dataset")
+    start_hub(content)
+    for repo_id in ("acme/archive", "acme/lines"):
+        build_blocks(f"hf://{repo_id}", tmp_path / repo_id, samples_per_block=50)
+        assert read_all(tmp_path / repo_id) == rows
 
 
 @pytest.mark.parametrize("kind", ["status", "drop", "truncate", "corrupt"])

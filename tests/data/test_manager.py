@@ -415,7 +415,7 @@ def slow(tmp_path, make_rows, monkeypatch):
     import pyarrow as pa
     import pyarrow.parquet
 
-    from metaflow_hf.data import manager as module
+    from metaflow_hf.data import places as module
     from metaflow_hf.data.sources import open_source
 
     pa.parquet.write_table(

@@ -6,15 +6,20 @@ import gzip
 import io
 import json
 import lzma
+import zipfile
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
 
-from metaflow_hf.data import StreamingBlockWriter, build_blocks, process_raw_dataset_to_blocks
+from metaflow_hf.data import StreamingBlockWriter, build_blocks, process_raw_dataset_to_blocks, verify_blocks
+from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.sources import open_source
+from metaflow_hf.data.sources.layout import layout_of_files
 from metaflow_hf.errors import BadRowError, ConfigError, DatasetMismatch, IntegrityError, SelectionError
+from metaflow_hf.store import open_store
 
 
 def test_json_lines_are_kept_byte_for_byte(tmp_path):
@@ -30,7 +35,7 @@ def test_json_lines_are_kept_byte_for_byte(tmp_path):
     assert manifest.is_complete
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "csv.xz", "json", "json.gz", "csv", "tsv", "parquet", "txt", "txt.zst"])  # fmt: skip
+@pytest.mark.parametrize("ending", ["jsonl", "ndjson", "jsonl.gz", "jsonl.zst", "jsonl.bz2", "csv.xz", "json", "json.gz", "csv", "tsv", "parquet", "txt", "txt.zst", "arrow", "zip"])  # fmt: skip
 def test_round_trip(ending, tmp_path, read_all, read_through_manager):
     texts = [f'text {i}, with "quotes", a\ttab and \u2028 é \U0001f600' for i in range(2500)]
     rows = [{"text": text, "n": str(i)} for i, text in enumerate(texts)]
@@ -211,6 +216,22 @@ def test_a_manager_reads_objects_of_a_store(tmp_path, memory_store, read_through
     assert read_through_manager(f"{memory_store.uri}/raw/b.jsonl", cache_dir=tmp_path) == ["3"]
 
 
+def test_files_and_blocks_of_a_bucket(s3_root, tmp_path, read_all, read_through_manager):
+    bucket = open_store(s3_root)
+    rows = [{"text": str(i), "n": i} for i in range(3000)]
+    _write(tmp_path / "a.parquet", rows[:2000])
+    _write(tmp_path / "b.jsonl.gz", rows[2000:])
+    for name in ("a.parquet", "b.jsonl.gz"):
+        bucket.put(f"raw/{name}", (tmp_path / name).read_bytes())
+    manifest = build_blocks(f"{s3_root}/raw", f"{s3_root}/blocks", samples_per_block=1300, max_rows=2600)
+    assert [block.sample_count for block in manifest.blocks] == [1300, 1300]
+    assert verify_blocks(f"{s3_root}/blocks") == []
+    build_blocks(f"{s3_root}/blocks", tmp_path / "copy")
+    assert read_all(tmp_path / "copy") == rows[:2600]
+    texts = read_through_manager(f"{s3_root}/raw/a.parquet", chunk=700, cache_dir=f"{s3_root}/built")
+    assert texts == [row["text"] for row in rows[:2000]]
+
+
 def test_a_place_of_a_store_that_holds_no_rows_is_refused(memory_store, tmp_path):
     for location in (memory_store.uri, f"{memory_store.uri}/missing.jsonl"):
         with pytest.raises(SelectionError, match="no file with rows"):
@@ -266,6 +287,14 @@ def _write(path, rows):
     if ending.startswith("parquet"):
         pa.parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=600)
         return
+    if ending == "arrow":
+        table = pa.Table.from_pylist(rows)
+        with pa.ipc.new_file(path, table.schema) as file:
+            file.write_table(table, max_chunksize=600)
+        return
+    if ending == "zip":
+        _write_zip(path, rows)
+        return
     if ending.startswith(("csv", "tsv")):
         file = io.StringIO(newline="")
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if ending == "tsv" else ",")
@@ -282,6 +311,72 @@ def _write(path, rows):
         "gz": gzip.compress, "zst": zstandard.ZstdCompressor().compress, "bz2": bz2.compress, "xz": lzma.compress,
     }.get(ending.rpartition(".")[2])  # fmt: skip
     path.write_bytes(compress(data) if compress else data)
+
+
+def _write_zip(path, rows):
+    """Three files in the order of their names, which is not that of the archive; and what is to be left out."""
+    parts = {"z.jsonl": rows[1900:], "a/x.parquet": rows[:1100], "b.csv": rows[1100:1900]}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, part in parts.items():
+            member = path.with_name(f"member.{name.rpartition('.')[2]}")
+            _write(member, part)
+            archive.write(member, name)
+            member.unlink()
+        for name in ("README.md", "__MACOSX/._b.csv", ".hidden.jsonl", "photo.png"):
+            archive.writestr(name, b"no")
+
+
+def test_an_archive_is_gone_on_with_in_the_middle(tmp_path):
+    rows = [{"text": str(i), "n": str(i)} for i in range(2500)]
+    _write_zip(tmp_path / "raw.zip", rows)
+    source = open_source(tmp_path / "raw.zip")
+    for row in (0, 700, 1100, 1500, 2499, 2500):
+        read = [r for batch in source.batches(Cursor(row=row)) for r in batch.rows]
+        assert [int(r["n"] if isinstance(r, dict) else json.loads(r)["n"]) for r in read] == [
+            *range(row, 2500)
+        ]
+    batches = list(source.batches(Cursor(row=1101)))
+    assert (batches[0].name, batches[0].first_row) == ("raw.zip/b.csv", 1)
+    assert batches[0].after(2) == Cursor(row=1103)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        (lambda data: data[: len(data) // 2], IntegrityError, "raw.zip is damaged"),
+        (lambda data: data.replace(b"is right", b"is wrong", 1), IntegrityError, "raw.zip is damaged.*CRC"),
+        (lambda data: data.replace(b"a.jsonl", b"a.photo"), SelectionError, "no file with rows"),
+        (lambda data: _encrypted(data), SelectionError, "raw.zip/a.jsonl is encrypted"),
+    ],
+)
+def test_an_archive_that_cannot_be_read_is_named(change, error, said, tmp_path):
+    with zipfile.ZipFile(tmp_path / "raw.zip", "w") as archive:
+        archive.writestr("a.jsonl", b'{"text": "this is right"}\n')
+    (tmp_path / "raw.zip").write_bytes(change((tmp_path / "raw.zip").read_bytes()))
+    with pytest.raises(error, match=said):
+        build_blocks(tmp_path / "raw.zip", tmp_path / "out")
+    assert not (tmp_path / "out/commits").exists()
+
+
+def _encrypted(data):
+    """With the mark of an encrypted file in the archive's directory."""
+    flags = data.index(b"PK\x01\x02") + 8
+    return data[:flags] + b"\x01" + data[flags + 1 :]
+
+
+def test_an_archive_that_cannot_be_looked_into_is_said():
+    with pytest.raises(SelectionError, match="a/b is archives, which are read from the hub"):
+        layout_of_files(["data.zip"], None, None, None, where="hf://a/b")
+
+
+def test_archives_are_no_files_of_a_directory(tmp_path, read_all):
+    (tmp_path / "raw").mkdir()
+    _write_zip(tmp_path / "raw/more.zip", [{"text": "a"}] * 2500)
+    with pytest.raises(SelectionError, match="an archive only by its own name"):
+        build_blocks(tmp_path / "raw", tmp_path / "out")
+    (tmp_path / "raw/a.jsonl").write_text('{"text": "only"}\n')
+    build_blocks(tmp_path / "raw", tmp_path / "out")
+    assert read_all(tmp_path / "out") == [{"text": "only"}]
 
 
 def test_a_dataset_of_the_hub_without_its_scheme_is_recognised():

@@ -14,7 +14,8 @@ def command() -> None:
 
 
 @command.command(help="Find datasets by words of their names and by modality; only text can be trained on.")
-@click.option("--query", help="Words of the name.")
+@click.argument("words", required=False)
+@click.option("--query", help="Words of the name; the same as WORDS.")
 @click.option(
     "--modality", help="text, document, image, audio, video, tabular, timeseries, geospatial or 3d."
 )
@@ -25,11 +26,11 @@ def command() -> None:
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many at most.")
 @json_option
 @explained
-def search(as_json: bool, **wanted: Any) -> None:
+def search(as_json: bool, words: str | None, query: str | None, **wanted: Any) -> None:
     """One line per dataset, best first."""
     from metaflow_hf.hub import search_datasets
 
-    found = search_datasets(**wanted)
+    found = search_datasets(" ".join(filter(None, (words, query))) or None, **wanted)
     if as_json:
         print_json([dataset.to_json() for dataset in found])
         return

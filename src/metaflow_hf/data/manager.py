@@ -1,6 +1,5 @@
 """Blocks and chunks for training: metadata without data, and one chunk at a time in memory."""
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -8,28 +7,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import msgspec
 
-from metaflow_hf.data.build import dataset_key, default_store, plan_dataset
 from metaflow_hf.data.columns import find_text_column
-from metaflow_hf.data.foreign import load_index, manifest_of_bare_blocks
-from metaflow_hf.data.growth import GrowingBlocks, KnownBlocks, StoredBlocks, first_manifest, not_complete
+from metaflow_hf.data.foreign import load_index
+from metaflow_hf.data.growth import GrowingBlocks, not_complete
 from metaflow_hf.data.manifest import BlockEntry, BlockManifest, OnBadRow
 from metaflow_hf.data.order import Chunk
+from metaflow_hf.data.places import open_blocks
 from metaflow_hf.data.reader import BlockReader
-from metaflow_hf.data.sources import open_source
-from metaflow_hf.data.sources.opening import local_path
-from metaflow_hf.data.writer import LEASE_KEY
-from metaflow_hf.errors import ConfigError, SelectionError
+from metaflow_hf.errors import ConfigError
 from metaflow_hf.references import SnapshotRef
-from metaflow_hf.store import ObjectStore, open_store
-
-logger = logging.getLogger("metaflow_hf.data")
-
-# What tells a directory of blocks, even one that was only just begun, from a directory of raw files.
-_PARTS: Final = ("blocks", "commits", LEASE_KEY)
+from metaflow_hf.store import ObjectStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +76,7 @@ class BlockManager:
         _check_chunk_size(dataset_chunk_size)
         self.dataset_chunk_size = dataset_chunk_size
         self._lock = threading.Lock()
-        self._store, self._known = _open(
+        self._store, self._known = open_blocks(
             dataset_path,
             cache_dir,
             samples_per_block=samples_per_block,
@@ -282,50 +273,6 @@ class BlockManager:
         reader = BlockReader(self._store, partial(load_index, self._store), text_column="text")
         rows = reader.chunk_rows(first, 0, min(first.sample_count, 100))
         return find_text_column(rows, named=named, where=self._store.uri)
-
-
-def _open(
-    dataset_path: str | Path | ObjectStore | SnapshotRef | Mapping[str, Any],
-    cache_dir: str | Path | None,
-    **settings: Any,
-) -> tuple[ObjectStore, KnownBlocks]:
-    """``settings`` are those of ``plan_dataset``; they matter where rows become blocks."""
-    if not isinstance(dataset_path, (str, Path, SnapshotRef, Mapping)):
-        return dataset_path, _stored(dataset_path)
-    if isinstance(dataset_path, (str, Path)) and not str(dataset_path).startswith("hf://"):
-        store = _blocks_at(str(dataset_path))
-        if store is not None:
-            return store, _stored(store)
-    source = open_source(dataset_path)
-    spec = plan_dataset(source, **settings)
-    store = open_store(cache_dir).child(dataset_key(spec)) if cache_dir else default_store(spec)
-    return store, GrowingBlocks(source, spec, store)
-
-
-def _blocks_at(location: str) -> ObjectStore | None:
-    """The store at a directory or URI that holds blocks, or begins to; ``None`` for one of rows."""
-    if "://" in location and not location.startswith("file://"):
-        store = open_store(location)
-        names = store.children()
-        return store if "block_manifest.json" in names or not set(_PARTS).isdisjoint(names) else None
-    path = local_path(location)
-    if (path / "block_manifest.json").is_file() or any((path / part).is_dir() for part in _PARTS):
-        return open_store(path)
-    return None
-
-
-def _stored(store: ObjectStore) -> StoredBlocks:
-    manifest = first_manifest(store) or manifest_of_bare_blocks(store)
-    if manifest is None:
-        raise SelectionError(
-            f"{store.uri} holds no dataset of blocks: neither block_manifest.json nor commits/ nor blocks/. Build one "
-            "with build_blocks."
-        )
-    if not manifest.is_complete and not manifest.spec_digest:
-        # There are no commits to follow, so what it lists is all that there will be for this reader.
-        logger.warning("%s says that it is not complete: only what it lists is read", store.uri)
-        manifest = msgspec.structs.replace(manifest, is_complete=True)
-    return StoredBlocks(store, manifest)
 
 
 def _check_chunk_size(chunk_size: int) -> None:

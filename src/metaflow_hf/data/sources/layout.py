@@ -1,6 +1,7 @@
 """Which files of a repository are the rows of one configuration and split: `datasets` decides, as the hub does."""
 
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,10 @@ def layout_of_files(
             builder = datasets.load_dataset_builder(
                 str(root), name=config, cache_dir=str(Path(directory, "cache"))
             )
+        except zipfile.BadZipFile as error:
+            raise SelectionError(
+                f"{where} is archives, which are read from the hub itself: give hf://…, or build blocks once."
+            ) from error
         except (ValueError, FileNotFoundError) as error:
             reason = str(error).partition("\n")[0].replace(str(root), where)
             raise SelectionError(f"{where} cannot be read as a dataset: {reason}") from error

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final, cast
 
 from metaflow_hf.data.sources.documents import only_documents
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.readers import READERS, holds_rows
+from metaflow_hf.data.sources.readers import READABLE, holds_rows
 from metaflow_hf.data.sources.stored import source_of_blocks
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.store import open_store
@@ -55,7 +55,7 @@ def open_local(path: Path) -> FileSource:
         raise SelectionError(f"{path} cannot be read: {error.strerror or error}.") from error
     if not files:
         raise SelectionError(
-            f"{path} holds no file with rows; readable are {', '.join(READERS)}, also .gz, .zst."
+            f"{path} holds no file with rows; readable are {READABLE}; an archive only by its own name."
         )
     name = path.name.partition(".")[0] or path.name
     return FileSource(name=name, source=f"file:{path.name}", files=files, source_digest=digest)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Final
 
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.rows import AfterLine, AfterRow, InputLines, InputRow, InputRows, Unreadable, line_ends
+from metaflow_hf.data.sources.archives import ARCHIVE, opened_archive
 from metaflow_hf.data.sources.compression import (
     COMPRESSIONS,
     READ_BYTES,
@@ -22,6 +23,7 @@ from metaflow_hf.errors import ConfigError, SelectionError
 
 BATCH_ROWS: Final = 1000
 _BOM: Final = b"\xef\xbb\xbf"
+_ARROW_FILE: Final = b"ARROW1"
 # Files that describe a dataset and hold none of its rows.
 _METADATA: Final = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "block_manifest.json"}
@@ -36,9 +38,7 @@ def reader_for(name: str) -> Reader:
     """The reader for a file's ending (below ``.gz`` or ``.zst``). Raises ``SelectionError`` for others."""
     ending = file_format(name)
     if ending is None:
-        raise SelectionError(
-            f"{name}: rows are read from {', '.join(READERS)}, also compressed ({', '.join(COMPRESSIONS)})."
-        )
+        raise SelectionError(f"{name}: rows are read from {READABLE}.")
     return READERS[ending]
 
 
@@ -51,9 +51,11 @@ def file_format(name: str) -> str | None:
 
 
 def holds_rows(path: str) -> bool:
-    """Whether a file holds rows by its name: it is no document, and does not merely describe a dataset."""
+    """Whether a file holds rows by its name: it is no document, no archive of whatever may be in it, and does not
+    merely describe a dataset.
+    """
     is_metadata = path.rpartition("/")[2] in _METADATA
-    return not is_metadata and file_format(path) is not None and document_format(path) is None
+    return not is_metadata and file_format(path) not in (None, ARCHIVE) and document_format(path) is None
 
 
 def read_jsonl(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[InputLines]:
@@ -110,21 +112,35 @@ def read_parquet(file: OpenableFile, cursor: Cursor, stop: int | None = None) ->
 
 
 def read_arrow(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
-    """The record batches of an Arrow stream, as ``datasets`` saves them."""
+    """The record batches of an Arrow stream, as ``datasets`` saves them, or of an Arrow file."""
     import pyarrow as pa
-    import pyarrow.ipc
 
-    with (
-        file.open() as stream,
-        damage_named(file.name, pa.ArrowInvalid),
-        pa.ipc.open_stream(stream) as reader,
-    ):
-        yield from _arrow_rows(
-            (batch.slice(at, BATCH_ROWS) for batch in reader for at in range(0, batch.num_rows, BATCH_ROWS)),
-            file.name,
-            cursor,
-            0,
+    with file.open() as stream, damage_named(file.name, pa.ArrowInvalid):
+        batches = (
+            batch.slice(at, BATCH_ROWS)
+            for batch in _record_batches(stream)
+            for at in range(0, batch.num_rows, BATCH_ROWS)
         )
+        yield from _arrow_rows(batches, file.name, cursor, 0)
+
+
+def read_zip(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
+    """The files with rows in an archive, in the order of their names.
+
+    Raises ``SelectionError`` when there are none, or when they are encrypted.
+    """
+    first = 0
+    with opened_archive(file) as members:
+        chosen = [member for member in members if holds_rows(member.name)]
+        if not chosen:
+            raise SelectionError(f"{file.name} holds no file with rows; readable are {READABLE}.")
+        for member in chosen:
+            for batch in reader_for(member.name)(member, Cursor()):
+                rows, skip = batch.rows, max(cursor.row - first, 0)
+                if skip < len(rows):
+                    after = AfterRow(cursor.file, first + skip)
+                    yield InputRows(rows[skip:], batch.name, batch.first_row + skip, after)
+                first += len(rows)
 
 
 READERS: Final[dict[str, Reader]] = {
@@ -138,7 +154,23 @@ READERS: Final[dict[str, Reader]] = {
     ".text": read_text,
     ".arrow": read_arrow,
     **dict.fromkeys(PARSERS, read_document),
+    ARCHIVE: read_zip,
 }
+# For people who gave something else.
+READABLE: Final = f"{', '.join(READERS)}, also compressed ({', '.join(COMPRESSIONS)})"
+
+
+def _record_batches(stream: BinaryIO) -> Iterator[Any]:
+    import pyarrow.ipc
+
+    magic = stream.read(len(_ARROW_FILE))
+    stream.seek(0)
+    if magic == _ARROW_FILE:
+        with pyarrow.ipc.open_file(stream) as reader:
+            yield from map(reader.get_batch, range(reader.num_record_batches))
+    else:
+        with pyarrow.ipc.open_stream(stream) as reader:
+            yield from reader
 
 
 def _whole_lines(stream: io.BufferedReader, left: int | None) -> Iterator[bytes]:

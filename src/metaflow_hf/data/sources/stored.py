@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Final, cast
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.layout import layout_of_files
-from metaflow_hf.data.sources.readers import READERS, file_format, holds_rows
+from metaflow_hf.data.sources.readers import READABLE, file_format, holds_rows
 from metaflow_hf.errors import IntegrityError, NotFound, SelectionError
 from metaflow_hf.references import SnapshotRef, parse_reference
 from metaflow_hf.store import ObjectStore, open_store
@@ -63,7 +63,7 @@ def open_stored(uri: str) -> FileSource:
                 listing.append([info.key, info.size, info.last_modified.isoformat()])
     if not files:
         raise SelectionError(
-            f"{uri} holds no file with rows; readable are {', '.join(READERS)}, also compressed."
+            f"{uri} holds no file with rows; readable are {READABLE}; an archive only by its own name."
         )
     # Reading everything for a checksum would cost as much as building: sizes and times stand for it.
     digest = hashlib.sha256(encode_json(listing)).hexdigest()
