@@ -75,6 +75,15 @@ def test_what_a_killed_upload_left_goes_but_not_while_it_may_run(store, model: P
     assert len(collect(store, now=after(10)).deleted) == 1
 
 
+def test_what_a_killed_download_noted_goes_a_week_later(store):
+    store.put("arrivals/hub/models--acme--model/0123.json", b"{}")
+    collect(store, now=after(6))
+    collect(store, now=after(8), dry_run=True)
+    assert len(keys(store, "arrivals")) == 1
+    collect(store, now=after(8))
+    assert keys(store, "arrivals") == []
+
+
 def test_fewer_than_seven_days_are_refused(store):
     with pytest.raises(SelectionError, match="7 days"):
         collect(store, keep_days=6)

@@ -9,6 +9,7 @@ import threading
 from typing import Final
 
 from metaflow_hf.errors import IntegrityError, NotFound
+from metaflow_hf.store.collection import ARRIVALS
 from metaflow_hf.store.manifests import Manifest, ManifestFile, read_manifest
 from metaflow_hf.store.objects import ObjectStore
 
@@ -23,7 +24,7 @@ class Arrivals:
 
     def __init__(self, store: ObjectStore, content: str) -> None:
         self._store = store
-        self._key = f"arrivals/{content}.json"
+        self._key = f"{ARRIVALS}/{content}.json"
         self._files: dict[str, ManifestFile] = {}
         self._noted = 0
         self._lock = threading.Lock()

@@ -25,6 +25,8 @@ MIN_KEEP_DAYS: Final = 7
 YOUNG: Final = timedelta(days=1)
 # All that may name blobs; what training still works on is stored elsewhere.
 NAMING: Final = ("manifests", "models", "checkpoints")
+# Notes of downloads that have no manifest yet: hints, which name nothing.
+ARRIVALS: Final = "arrivals"
 _CLOCK: Final = "gc/clock"
 
 
@@ -64,7 +66,7 @@ def collect(
 
     Safe while any number of others write, load and collect. ``dry_run`` changes nothing. ``now`` is the store's own
     clock by default. Raises ``SelectionError`` for fewer days, and ``IntegrityError`` for a damaged manifest, whose
-    blobs cannot be known.
+    blobs cannot be known. What killed downloads noted goes after the same time.
     """
     if keep_days < MIN_KEEP_DAYS:
         raise SelectionError(
@@ -81,6 +83,9 @@ def collect(
         fate[key] = info.size
     if not dry_run:
         _carry_out(store, result)
+        for info in store.list(ARRIVALS):
+            if moment - info.last_modified >= timedelta(days=keep_days):
+                store.delete(info.key)
     return result
 
 
