@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.errors import ConfigError
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from metaflow_hf.data import BlockManager
 
 logger = logging.getLogger("metaflow_hf.train")
-
-# Samples a block of an evaluation dataset, of which only the first blocks are built.
-EVALUATION_BLOCK: Final = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,43 +114,21 @@ class TrainingJob:
         Raises ``ConfigError`` for an unknown text column and for an evaluation dataset that is the one trained on,
         ``SelectionError`` and the hub's errors.
         """
-        from metaflow_hf.data.build import plan_dataset
-        from metaflow_hf.data.sources import open_source
-        from metaflow_hf.data.stored import find_stored
+        from metaflow_hf.train.blocks import check_sources
 
-        data = self.config.data
-
-        def identity(source: str) -> tuple[str, str]:
-            if (stored := find_stored(source, configured_store())) is not None:
-                return stored, ""
-            spec = plan_dataset(
-                open_source(source), samples_per_block=data.samples_per_block, text_column=data.text_column
-            )
-            # Another commit of the same split is no other data.
-            return spec.source, spec.source_digest
-
-        if data.max_samples is not None and find_stored(str(data.dataset), configured_store()) is not None:
-            raise ConfigError(
-                f"data.max_samples: {data.dataset} is built already and trained as a whole. Leave it out, or name the "
-                "source that the blocks were built from."
-            )
-        sources = list(filter(None, (data.dataset, data.evaluation_dataset)))
-        if len({identity(source) for source in sources}) < len(sources):
-            raise ConfigError(
-                f"data.evaluation_dataset: {data.evaluation_dataset} is what data.dataset trains on: nothing would be "
-                "held out. Name another split (hf://name:config:split), or leave it out: then the last "
-                f"data.heldout_samples = {data.heldout_samples} rows are held out."
-            )
+        check_sources(self.config.data)
         return self
 
     def build(self) -> Self:
         """Streams the datasets into blocks in the datastore, what is missing of them, and settles ``auto`` sizes."""
-        data = self.config.data
+        from metaflow_hf.train.blocks import build_source
+
+        data, wanted = self.config.data, self.config.evaluation.max_samples
         return replace(
             self,
             config=self.config.replace(data={"dataset_chunk_size": self._chunk_size()}),
-            training=self._build(str(data.dataset)),
-            heldout=self._build(data.evaluation_dataset, num_samples=self.config.evaluation.max_samples)
+            training=build_source(str(data.dataset), data),
+            heldout=build_source(data.evaluation_dataset, data, num_samples=wanted)
             if data.evaluation_dataset
             else "",
         )
@@ -297,32 +272,6 @@ class TrainingJob:
     def _lineage_store(self) -> ObjectStore:
         return configured_store().child(f"training/{self.lineage}")
 
-    def _build(self, source: str, num_samples: int | None = None) -> str:
-        """Builds (or finds) the blocks of a source in the datastore, and returns their key there.
-
-        With ``num_samples`` only the blocks that hold so many; whoever asks for more goes on with the same dataset.
-        """
-        from metaflow_hf.data import BlockManager
-        from metaflow_hf.data.stored import find_stored
-
-        data = self.config.data
-        stored = find_stored(source, configured_store())
-        if stored is not None:
-            return stored
-        some = num_samples is not None
-        with BlockManager(
-            source,
-            min(data.samples_per_block, EVALUATION_BLOCK) if some else data.samples_per_block,
-            text_column=data.text_column,
-            on_bad_row=data.on_bad_row,
-            max_rows=None if some else data.max_samples,
-        ) as blocks:
-            if num_samples is None:
-                blocks.wait_complete()
-            else:
-                _wait_for(blocks, num_samples)
-            return blocks.uri.removeprefix(f"{configured_store().uri}/")
-
     def _open(self, key: str) -> "BlockManager":
         from metaflow_hf.data import BlockManager
 
@@ -342,17 +291,6 @@ class TrainingJob:
         if wanted != "auto":
             return wanted
         return started_chunk_samples(self._lineage_store()) or chunk_samples()
-
-
-def _wait_for(blocks: "BlockManager", num_samples: int) -> None:
-    """Until so many samples are stored, or all there are."""
-    known = blocks.manifest
-    while known.total_samples < num_samples and not known.is_complete:
-        try:
-            blocks.get_block(known.total_blocks)
-        except IndexError:
-            blocks.wait_complete()
-        known = blocks.manifest
 
 
 def merged_events(metrics: Sequence[str]) -> list[Event]:
