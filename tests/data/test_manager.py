@@ -508,3 +508,9 @@ def test_what_is_no_dataset_is_refused(tmp_path):
         BlockManager(tmp_path / "missing")
     with pytest.raises(ConfigError):
         BlockManager(tmp_path, dataset_chunk_size=0)
+
+
+@pytest.mark.parametrize("size", [0, -1, "auto", 2.5])
+def test_a_chunk_has_a_number_of_rows(size, tmp_path):
+    with pytest.raises(ConfigError, match="at least 1 sample"):
+        BlockManager(tmp_path, dataset_chunk_size=size)

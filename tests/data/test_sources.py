@@ -248,6 +248,12 @@ def test_a_source_of_an_unknown_scheme_is_refused(tmp_path):
         build_blocks("ftp://host/file.jsonl", tmp_path / "out")
 
 
+@pytest.mark.parametrize("location", ["", 7, [{"text": "a"}], None])
+def test_what_names_no_source_is_refused(location, tmp_path):
+    with pytest.raises(SelectionError, match="names no source.*StreamingBlockWriter"):
+        build_blocks(location, tmp_path / "out")
+
+
 def test_an_empty_file_is_an_empty_dataset(tmp_path):
     (tmp_path / "raw.jsonl").write_bytes(b"\n\n")
     manifest = build_blocks(tmp_path / "raw.jsonl", tmp_path / "out")

@@ -462,3 +462,8 @@ def test_a_claim_stays_held_through_an_outage_and_is_completed_after_it(worker, 
     assert other.position != claim.position
     ledger.complete(other, steps=1)
     assert ledger.is_epoch_complete()
+
+
+def test_a_path_is_no_dataset_of_a_tracker(tmp_path):
+    with pytest.raises(ConfigError, match="a BlockManager or a manifest, not 'blocks'"):
+        ChunkTracker(tmp_path, "blocks")

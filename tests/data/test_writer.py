@@ -10,7 +10,7 @@ from metaflow_hf.data import StreamingBlockWriter, build_blocks, process_raw_dat
 from metaflow_hf.data.build import plan_dataset, write_dataset
 from metaflow_hf.data.records import encode, read_commit, read_manifest
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.errors import ConfigError, DatasetMismatch
+from metaflow_hf.errors import ConfigError, DatasetMismatch, UserError
 from metaflow_hf.store import open_store
 
 
@@ -239,6 +239,7 @@ def test_the_cursor_of_a_commit_is_where_the_source_goes_on(tmp_path, write_json
     "wrong",
     [
         {"samples_per_block": 0},
+        {"samples_per_block": "auto"},
         {"max_rows": 0},
         {"max_bytes": -1},
         {"on_bad_row": "ignore"},
@@ -248,7 +249,19 @@ def test_the_cursor_of_a_commit_is_where_the_source_goes_on(tmp_path, write_json
 def test_wrong_settings_are_refused_before_anything_is_written(wrong, tmp_path, write_jsonl):
     with pytest.raises(ConfigError):
         build_blocks(write_jsonl([{"text": "a"}]), tmp_path / "out", **wrong)
+    with pytest.raises(ConfigError):
+        StreamingBlockWriter(tmp_path / "out", "mine", **wrong)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", ["close", "abort"])
+def test_a_closed_writer_loses_no_row_silently(end, tmp_path):
+    writer = StreamingBlockWriter(tmp_path, "mine", 3)
+    writer.write({"text": "one"})
+    getattr(writer, end)()
+    with pytest.raises(UserError, match="closed"):
+        writer.write({"text": "two"})
+    assert (read_manifest(open_store(tmp_path)) is not None) is (end == "close")
 
 
 class _Injected(Exception):

@@ -7,6 +7,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from metaflow_hf.data.columns import find_text_column
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.open_block import scratch_directory
@@ -14,7 +16,7 @@ from metaflow_hf.data.reading import encoded_batches
 from metaflow_hf.data.records import is_published, read_completion, read_manifest
 from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources import Source, open_source
-from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
+from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_settings, hold_lease
 from metaflow_hf.errors import ConfigError, DatasetMismatch
 from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store import ObjectStore, encode_json, open_store, quote_part
@@ -115,28 +117,26 @@ def plan_dataset(
     dataset_name: str | None = None,
 ) -> DatasetSpec:
     """What will be built, decided before anything is written. Raises ``ConfigError``."""
-    for name, limit in (("max_rows", max_rows), ("max_bytes", max_bytes)):
-        if limit is not None and limit < 1:
-            raise ConfigError(f"{name} must be at least 1 or None, got {limit}.")
-    if on_bad_row not in ("raise", "skip") or compression not in (None, "zstd"):
-        raise ConfigError(
-            f"on_bad_row must be 'raise' or 'skip', got {on_bad_row!r}; compression None or 'zstd', got "
-            f"{compression!r}."
+    spec = check_settings(
+        DatasetSpec(
+            dataset_name=dataset_name or source.name,
+            source=source.source,
+            source_digest=source.source_digest,
+            commit_hash=source.commit_hash,
+            block_size=samples_per_block,
+            text_column=text_column,
+            ascii_only=ascii_only,
+            compression=compression,
+            on_bad_row=on_bad_row,
+            max_rows=max_rows,
+            max_bytes=max_bytes,
         )
-    rows = source.first_rows()
-    return DatasetSpec(
-        dataset_name=dataset_name or source.name,
-        source=source.source,
-        source_digest=source.source_digest,
-        commit_hash=source.commit_hash,
-        block_size=check_block_size(samples_per_block),
-        text_column=find_text_column(rows, named=text_column, where=source.source) if rows else text_column,
-        ascii_only=ascii_only,
-        compression=compression,
-        on_bad_row=on_bad_row,
-        max_rows=max_rows,
-        max_bytes=max_bytes,
     )
+    rows = source.first_rows()
+    if not rows:
+        return spec
+    column = find_text_column(rows, named=text_column, where=source.source)
+    return msgspec.structs.replace(spec, text_column=column)
 
 
 def write_dataset(

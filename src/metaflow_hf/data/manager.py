@@ -5,9 +5,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from operator import index
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsIndex
 
 import msgspec
 
@@ -275,6 +276,6 @@ class BlockManager:
         return find_text_column(rows, named=named, where=self._store.uri)
 
 
-def _check_chunk_size(chunk_size: int) -> None:
-    if chunk_size < 1:
-        raise ConfigError(f"a chunk must have at least 1 sample, got {chunk_size}.")
+def _check_chunk_size(chunk_size: object) -> None:
+    if not isinstance(chunk_size, SupportsIndex) or index(chunk_size) < 1:
+        raise ConfigError(f"a chunk must have at least 1 sample, got {chunk_size!r}.")

@@ -13,7 +13,8 @@ from metaflow_hf.data.encoding import RowEncoder
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.records import read_commit, read_completion
 from metaflow_hf.data.rows import AfterRow, EncodedRows
-from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_block_size, hold_lease
+from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_settings, hold_lease
+from metaflow_hf.errors import UserError
 from metaflow_hf.store import ObjectStore, open_store
 
 # What waits in memory to be written together; what a line costs there besides its bytes.
@@ -48,15 +49,17 @@ class StreamingBlockWriter:
         on_bad_row: OnBadRow = "raise",
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._spec = DatasetSpec(
-            dataset_name=dataset_name,
-            source="rows",
-            block_size=check_block_size(samples_per_block),
-            text_column=text_column,
-            compression=compression,
-            on_bad_row=on_bad_row,
-            max_rows=max_rows,
-            max_bytes=max_bytes,
+        self._spec = check_settings(
+            DatasetSpec(
+                dataset_name=dataset_name,
+                source="rows",
+                block_size=samples_per_block,
+                text_column=text_column,
+                compression=compression,
+                on_bad_row=on_bad_row,
+                max_rows=max_rows,
+                max_bytes=max_bytes,
+            )
         )
         self._store = open_store(output_dir)
         lease = hold_lease(self._store, ttl=lease_seconds)
@@ -69,6 +72,7 @@ class StreamingBlockWriter:
         self._block_room = 0
         self._first = 0
         self._wants_more = True
+        self._is_open = True
         self._writer: DatasetWriter | None = None
         self._encoder: RowEncoder | None = None
         self._plain_line: Callable[[Any], bytes | None] = _no_line
@@ -88,7 +92,8 @@ class StreamingBlockWriter:
     def write(self, row: Mapping[str, Any] | str) -> None:
         """Adds one row; a plain string is a row with the column ``text``.
 
-        A row without text is counted and skipped. Raises ``BadRowError`` for one that JSON cannot keep.
+        A row without text is counted and skipped. Raises ``BadRowError`` for one that JSON cannot keep, and
+        ``UserError`` after ``close`` or ``abort``.
         """
         line = self._plain_line(row) if row.__class__ is dict else None
         if line is None:
@@ -101,6 +106,8 @@ class StreamingBlockWriter:
 
     def _write_other(self, row: Mapping[str, Any] | str) -> None:
         """Any row: the first, one after the last that is wanted, and what is not as plain as most."""
+        if not self._is_open:
+            raise UserError(f"{self._spec.dataset_name}: the writer is closed, and the row would be lost.")
         if not self._wants_more:
             return
         values: Mapping[str, Any] = {"text": row} if isinstance(row, str) else row
@@ -130,6 +137,7 @@ class StreamingBlockWriter:
 
     def abort(self) -> None:
         """Drops what is not committed and lets others write; a later writer goes on. Idempotent."""
+        self._is_open, self._plain_line = False, _no_line
         if self._writer is not None:
             self._writer.discard()
         self._lease.release()

@@ -124,6 +124,8 @@ def _standalone(
             manager.wait_complete,
             manager.dataset_chunk_size,
         )
+    elif not isinstance(dataset, BlockManifest):
+        raise ConfigError(f"a ChunkTracker tracks a BlockManager or a manifest, not {dataset!r:.80}.")
     else:
         manifest = dataset
         blocks = whole = lambda: manifest

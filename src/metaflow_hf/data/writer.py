@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Final, SupportsIndex
 
 import msgspec
 import numpy as np
@@ -248,8 +248,15 @@ def hold_lease(store: ObjectStore, *, ttl: float, done: Callable[[], bool] = lam
     return lease
 
 
-def check_block_size(samples_per_block: int) -> int:
-    """Returns it, or raises ``ConfigError`` when it is not positive."""
-    if samples_per_block < 1:
-        raise ConfigError(f"samples_per_block must be at least 1, got {samples_per_block}.")
-    return samples_per_block
+def check_settings(spec: DatasetSpec) -> DatasetSpec:
+    """Returns it, or raises ``ConfigError`` for a setting that is none."""
+    counts = {"samples_per_block": spec.block_size, "max_rows": spec.max_rows, "max_bytes": spec.max_bytes}
+    for name, count in counts.items():
+        may_lack = count is None and name != "samples_per_block"
+        if not may_lack and (not isinstance(count, SupportsIndex) or count < 1):
+            raise ConfigError(f"{name} must be at least 1, got {count!r}.")
+    if spec.on_bad_row not in ("raise", "skip"):
+        raise ConfigError(f"on_bad_row must be 'raise' or 'skip', got {spec.on_bad_row!r}.")
+    if spec.compression not in (None, "zstd"):
+        raise ConfigError(f"compression must be None or 'zstd', got {spec.compression!r}.")
+    return spec

@@ -52,6 +52,11 @@ def open_source(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Sourc
     Raises ``SelectionError`` for a place that does not exist or holds nothing readable, and the errors of the hub
     and of the store.
     """
+    if not location or not isinstance(location, (str, Path, SnapshotRef, Mapping)):
+        raise SelectionError(
+            f"{type(location).__name__} {location!r:.80} names no source: give hf://…, a path, a URI of a store or a "
+            "reference; rows that you have in hand are written by StreamingBlockWriter."
+        )
     if not isinstance(location, (str, Path)):
         from metaflow_hf.data.sources.stored import open_reference
 
