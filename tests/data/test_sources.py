@@ -341,6 +341,8 @@ def test_an_archive_is_gone_on_with_in_the_middle(tmp_path):
         assert [int(r["n"] if isinstance(r, dict) else json.loads(r)["n"]) for r in read] == [
             *range(row, 2500)
         ]
+    manifests = [build_blocks(tmp_path / "raw.zip", tmp_path / f"out-{n}", num_proc=n) for n in (1, 2)]
+    assert manifests[0] == manifests[1]
     batches = list(source.batches(Cursor(row=1101)))
     assert (batches[0].name, batches[0].first_row) == ("raw.zip/b.csv", 1)
     assert batches[0].after(2) == Cursor(row=1103)

@@ -12,6 +12,7 @@ from metaflow_hf.store import open_store
 from metaflow_hf.store.blobs import Blobs, hash_file
 from metaflow_hf.store.checkpoints import CheckpointTask, save_checkpoint
 from metaflow_hf.store.collection import collect, unreferenced
+from metaflow_hf.store.inspection import usage
 from metaflow_hf.store.manifests import Manifest, ManifestFile, publish
 from metaflow_hf.store.models import delete_reference, load_directory, save_directory
 from metaflow_hf.store.node_cache import NodeCache
@@ -87,6 +88,15 @@ def test_what_a_killed_download_noted_goes_a_week_later(store):
 def test_fewer_than_seven_days_are_refused(store):
     with pytest.raises(SelectionError, match="7 days"):
         collect(store, keep_days=6)
+
+
+def test_datasets_and_what_is_remembered_of_their_sources_stay_and_are_counted(store):
+    for name in ("datasets/d/blocks/block_00000.jsonl", "sources/hub/acme--rows/refs.json"):
+        store.put(name, b"12345")
+    for days in (2, 30, 60):
+        collect(store, now=after(days))
+    counted = {item.name: (item.objects, item.size) for item in usage(store)}
+    assert (counted["datasets"], counted["sources"]) == ((1, 5), (1, 5))
 
 
 def test_a_damaged_manifest_stops_it_before_anything_is_lost(store, model: Path):
