@@ -135,7 +135,7 @@ def plan_dataset(
     rows = source.first_rows()
     if not rows:
         return spec
-    column = find_text_column(rows, named=text_column, where=source.source)
+    column = find_text_column(rows, named=text_column, where=source.source.removeprefix("file:"))
     return msgspec.structs.replace(spec, text_column=column)
 
 
