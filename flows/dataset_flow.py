@@ -15,7 +15,6 @@ from metaflow import FlowSpec, Parameter, current, huggingface_hub, retry, step
 
 from metaflow_hf.data.progress import BuildLines, BuildProgress
 from metaflow_hf.data.sharded import ShardedDataset
-from metaflow_hf.store import configured_store
 
 EMBEDDED_DATASET = "hf://metaflow-hf/python-docs"
 
