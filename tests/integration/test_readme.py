@@ -70,18 +70,20 @@ def test_it_is_one_screen():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 
 
-# Documents whose examples need more than a hub are executed by tests of their own, which name them.
-_TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
-DOCUMENTS = sorted(
-    path.name for path in (ROOT / "docs").glob("*.md") if not any(path.name in test for test in _TESTS)
-)
-
-
 def blocks(document: str) -> list[tuple[str, str]]:
     """(language, text) of every block that a reader would run, in order."""
     return re.findall(
         r"^```(bash|python)\n(.*?)^```", (ROOT / "docs" / document).read_text(), re.DOTALL | re.MULTILINE
     )
+
+
+# Documents whose examples need more than a hub are executed by tests of their own, which name them.
+_TESTS = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+DOCUMENTS = sorted(
+    path.name
+    for path in (ROOT / "docs").glob("*.md")
+    if blocks(path.name) and not any(path.name in test for test in _TESTS)
+)
 
 
 def run_block(shell: Shell, language: str, text: str, **environment: str) -> str:
@@ -109,9 +111,7 @@ def run_block(shell: Shell, language: str, text: str, **environment: str) -> str
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_of_a_document_runs(document: str, shell: Shell, hub):
     """One block after the other in one directory, with a hub on localhost where the real one would be."""
-    found = blocks(document)
-    assert found
-    for language, text in found:
+    for language, text in blocks(document):
         run_block(shell, language, text, HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
 
 
@@ -119,3 +119,10 @@ def test_what_is_in_a_block_is_run_or_shown_as_text():
     for path in (ROOT / "docs").glob("*.md"):
         languages = re.findall(r"^```(\w*)\n(?:.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
         assert set(languages) <= {"bash", "python", "text", "yaml"}, path.name
+
+
+def test_the_documents_are_executed_and_name_benchmarks_that_are_there():
+    assert "hub.md" in DOCUMENTS
+    for path in (ROOT / "docs").glob("*.md"):
+        for bench in re.findall(r"python (tests/bench/\S+)", path.read_text()):
+            assert (ROOT / bench).exists(), f"{path.name}: {bench}"

@@ -30,6 +30,10 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
 }
 
 
+# Less than this is hashed sooner than a thread is told to.
+THREAD_BYTES: Final = 1 << 16
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Shape and dtype of one tensor that will be written."""
@@ -138,7 +142,11 @@ class TensorWriter:
         view = memoryview(data)
         if self._hashing is not None:
             self._hashing.result()
-        self._hashing = self._hasher.submit(self._sha.update, view)
+            self._hashing = None
+        if view.nbytes < THREAD_BYTES:
+            self._sha.update(view)
+        else:
+            self._hashing = self._hasher.submit(self._sha.update, view)
         self._file.write(view)
         self._size += view.nbytes
 
