@@ -1,0 +1,157 @@
+"""The sections of a training configuration: what may stand in each, with defaults and limits.
+
+Every section is frozen, strict and closed to unknown keys; what values may not stand together is checked where the
+later of them is defined.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full training (needs the extra ``peft``)."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Fraction = 0.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class ModelConfig(Section):
+    """Which model is trained, and from which weights; ``repo_id`` may come from a flow's parameter instead."""
+
+    repo_id: str | None = None
+    revision: str = "main"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    initialise: Literal["pretrained", "random"] = "pretrained"
+    lora: LoraConfig | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise ValueError(
+                "with trust_remote_code the revision must be a full commit hash (40 hex digits), so that the code that "
+                "runs is the code that you read"
+            )
+        return self
+
+
+class DataConfig(Section):
+    """Which texts are trained, and how they become batches; ``dataset`` may come from a flow's parameter instead.
+
+    ``evaluation_dataset`` is held out for the evaluation; without one the last ``heldout_samples`` rows are.
+    ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
+    sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
+    ``loss_on`` says whose turns of a conversation are learned.
+    """
+
+    dataset: str | None = None
+    text_column: str | None = None
+    evaluation_dataset: str | None = None
+    heldout_samples: PositiveInt = 256
+    samples_per_block: PositiveInt = 100_000
+    dataset_chunk_size: PositiveInt | Literal["auto"] = "auto"
+    sequence_length: Annotated[int, Field(ge=2)] = 1024
+    batch_size: PositiveInt = 8
+    packing: bool | Literal["isolated"] = True
+    long_documents: Literal["split", "truncate", "drop"] = "split"
+    loss_on: Literal["assistant", "all"] = "assistant"
+    shuffle: bool = True
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    epochs: PositiveInt = 1
+    max_samples: PositiveInt | None = None
+    on_bad_row: Literal["raise", "skip"] = "raise"
+
+
+class RolloutConfig(Section):
+    """How sequences longer than ``chunk_size`` tokens are trained: through the chunked rollout, unless
+    ``use_chunked_training`` is ``false``.
+
+    With ``auto`` documents are cut at ``data.sequence_length`` as they are without it; ``true`` keeps documents
+    longer than that whole, up to the positions that the model knows.
+    """
+
+    use_chunked_training: bool | Literal["auto"] = "auto"
+    chunk_size: PositiveInt | Literal["auto"] = "auto"
+    gradient: Literal["exact", "truncated"] = "exact"
+    use_cpu_offload: bool = False
+    gradient_checkpointing: bool = False
+
+
+class OptimizerConfig(Section):
+    """The inner optimiser: AdamW with a warmup and a schedule over the run's tokens."""
+
+    learning_rate: PositiveFloat = 2e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    max_grad_norm: PositiveFloat = 1.0
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Fraction = 0.02
+    final_fraction: Fraction = 0.1
+
+    @pydantic.field_validator("betas", mode="before")
+    @classmethod
+    def _pair(cls, value: Any) -> Any:
+        # YAML and Metaflow's configuration values know lists only.
+        return tuple(value) if isinstance(value, list) else value
+
+
+class RoundsConfig(Section):
+    """How workers share the work: the length of a round, and how its contributions become one model.
+
+    ``seconds`` is the time box of a round, ``solo_start`` the fraction of the tokens that one worker trains
+    alone first, which only a randomly initialised model needs, ``grace_seconds`` how long a claim in hand may go on
+    when the machine is to be taken away (the upload comes after that).
+    """
+
+    workers: PositiveInt = 1
+    max_tokens: PositiveInt | None = None
+    claim_samples: PositiveInt | Literal["auto"] = "auto"
+    seconds: PositiveFloat = 60.0
+    merge: Literal["diloco", "average"] = "diloco"
+    outer_learning_rate: PositiveFloat = 0.7
+    outer_momentum: Fraction = 0.6
+    encoding: Literal["int8", "fp32"] = "int8"
+    max_failures: PositiveInt = 5
+    on_failure: Literal["stop", "skip"] = "stop"
+    keep: Literal["recent", "all"] = "recent"
+    solo_start: Fraction = 0.0
+    grace_seconds: Annotated[float, Field(ge=0)] = 10.0
+
+
+class EvaluationConfig(Section):
+    """What is measured and sampled, before and after."""
+
+    max_samples: PositiveInt = 256
+    prompts: list[str] = []
+    max_new_tokens: PositiveInt = 64
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    seed: int = 0
+
+
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+
+
+class ReportConfig(Section):
+    """How progress is shown, and to which trackers it goes as well."""
+
+    interval_seconds: PositiveFloat = 10.0
+    trackers: list[Tracker] = []
