@@ -14,6 +14,7 @@ from metaflow import Config, FlowSpec, Parameter, card, current, huggingface_hub
 
 from metaflow_extensions.hf.card_components import card_path, show
 from metaflow_extensions.hf.failures import parse_config
+from metaflow_extensions.hf.trained import find_model
 from metaflow_hf.report import plan_text, ruled, summary_text, training_page
 from metaflow_hf.train.job import TrainingJob, merged_events
 
@@ -26,6 +27,9 @@ class TrainFlow(FlowSpec):
     config = Config("config", default=str(DEMO), parser=parse_config, help="YAML with all settings.")
     repo_id = Parameter("repo_id", default="", help="Model to start from, instead of model.repo_id.")
     revision = Parameter("revision", default="", help="Its branch, tag or commit, instead of model.revision.")
+    reference = Parameter(
+        "reference", default="", help="Model of this datastore to go on from: a key, Flow/run, or a flow."
+    )
     dataset = Parameter(
         "dataset", default="", help="What to train on, instead of data.dataset: hf://owner/name, …"
     )
@@ -44,6 +48,7 @@ class TrainFlow(FlowSpec):
             run=f"{current.flow_name}-{current.run_id}",
             repo_id=self.repo_id,
             revision=self.revision,
+            reference=self.reference,
             dataset=self.dataset,
             num_gpus=self.num_gpus,
             lineage=self.lineage,
@@ -52,8 +57,11 @@ class TrainFlow(FlowSpec):
         current.huggingface_hub.connect(job.data_hub)
         self.job = job.check_data().to_json()
         current.huggingface_hub.connect(job.model_hub)
-        self.base_model = current.huggingface_hub.snapshot_download(
-            repo_id=job.config.model.repo_id, revision=job.config.model.revision
+        wanted = job.config.model
+        self.base_model = (
+            find_model(wanted.reference)
+            if wanted.reference
+            else current.huggingface_hub.snapshot_download(repo_id=wanted.repo_id, revision=wanted.revision)
         )
         self.next(self.prepare)
 
@@ -92,7 +100,9 @@ class TrainFlow(FlowSpec):
         self.merge_artifacts(inputs, include=["job", "plan", "base_model"])
         job = TrainingJob.from_json(self.job)
         self.metrics = job.all_metrics([branch.metrics for branch in inputs])
-        self.model = job.export(current.model.loaded["base_model"], pathspec=current.pathspec)
+        self.model = job.export(
+            current.model.loaded["base_model"], pathspec=current.pathspec, base_model=self.base_model
+        )
         self.next(self.evaluate)
 
     @card(type="blank", id="training")

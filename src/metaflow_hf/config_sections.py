@@ -24,24 +24,52 @@ class Section(BaseModel):
 
 
 class LoraConfig(Section):
-    """Low-rank adapters instead of full training (needs the extra ``peft``)."""
+    """Low-rank adapters instead of full training (needs the extra ``peft``).
+
+    ``save: merged`` folds them into the model that comes out, ``adapter`` leaves a directory that peft loads on top of
+    the base model.
+    """
 
     rank: PositiveInt = 16
     alpha: PositiveFloat = 32.0
     dropout: Fraction = 0.0
     target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    save: Literal["merged", "adapter"] = "merged"
 
 
 class ModelConfig(Section):
-    """Which model is trained, and from which weights; ``repo_id`` may come from a flow's parameter instead."""
+    """Which model is trained, and from which weights; ``repo_id`` may come from a flow's parameter instead.
+
+    ``reference`` continues from a model of this datastore: the key of a reference, a run (``TrainFlow/17``, whose
+    artifact ``model`` it is) or a flow (its latest successful run). ``initialise: random`` takes only the architecture
+    and the tokenizer of ``repo_id``. ``dtype`` is that of the computation and of the model that comes out; what is trained is
+    held in fp32. ``compile`` is torch.compile.
+    """
 
     repo_id: str | None = None
     revision: str = "main"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    reference: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     initialise: Literal["pretrained", "random"] = "pretrained"
     lora: LoraConfig | None = None
+    compile: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people call the model that training begins with; "" when nothing says."""
+        return self.repo_id or self.reference or ""
+
+    @pydantic.model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.reference is not None and self.repo_id is not None:
+            raise ValueError("repo_id and reference both say where to begin: keep one of them")
+        if self.initialise == "random" and self.lora is not None:
+            raise ValueError(
+                "adapters on random weights learn nothing of use: take initialise: pretrained, or no lora"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -96,16 +124,28 @@ class RolloutConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """The inner optimiser: AdamW with a warmup and a schedule over the run's tokens."""
+    """The inner optimiser: AdamW with a warmup and a schedule over the run's tokens.
 
+    ``adamw_8bit`` keeps its moments in 8 bits (needs the extra ``bitsandbytes``). A step takes
+    ``gradient_accumulation_steps`` batches, as one batch that large would. Weights decay in matrices only, embeddings
+    included unless ``decay_embeddings`` is false. ``schedule: wsd`` stays at the peak and falls during the last
+    ``decay_fraction`` of the run; all but ``constant`` end at ``final_fraction`` of the peak. ``max_grad_norm: null``
+    clips nothing. ``on_non_finite`` says what becomes of a step whose loss or gradients are not finite.
+    """
+
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: PositiveFloat = 2e-4
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    max_grad_norm: PositiveFloat = 1.0
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_embeddings: bool = True
+    max_grad_norm: PositiveFloat | None = 1.0
+    gradient_accumulation_steps: PositiveInt = 1
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     warmup_fraction: Fraction = 0.02
+    decay_fraction: Fraction = 0.1
     final_fraction: Fraction = 0.1
+    on_non_finite: Literal["stop", "skip"] = "stop"
 
     @pydantic.field_validator("betas", mode="before")
     @classmethod
@@ -113,16 +153,30 @@ class OptimizerConfig(Section):
         # YAML and Metaflow's configuration values know lists only.
         return tuple(value) if isinstance(value, list) else value
 
+    @pydantic.model_validator(mode="after")
+    def _time_for_both(self) -> Self:
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction {self.warmup_fraction:g} and decay_fraction {self.decay_fraction:g} are more than the "
+                "whole run together"
+            )
+        return self
+
 
 class RoundsConfig(Section):
     """How workers share the work: the length of a round, and how its contributions become one model.
 
     ``seconds`` is the time box of a round, ``solo_start`` the fraction of the tokens that one worker trains
     alone first, which only a randomly initialised model needs, ``grace_seconds`` how long a claim in hand may go on
-    when the machine is to be taken away (the upload comes after that).
+    when the machine is to be taken away (the upload comes after that). ``workers`` are branches; each takes
+    ``gpus_per_worker`` GPUs, which share its batches (``parallel: ddp``) or its weights as well (``fsdp``). ``share_gpus``
+    allows more workers than this machine has GPUs for.
     """
 
     workers: PositiveInt = 1
+    gpus_per_worker: PositiveInt = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    share_gpus: bool = False
     max_tokens: PositiveInt | None = None
     claim_samples: PositiveInt | Literal["auto"] = "auto"
     seconds: PositiveFloat = 60.0

@@ -153,11 +153,11 @@ def test_an_export_that_loses_its_weights_to_a_collection_takes_the_record_of_th
 
     write_model, theirs = module.write_model, []
 
-    def overtaken(lineage: Lineage, *arguments):
+    def overtaken(lineage: Lineage, *arguments, **options):
         monkeypatch.setattr(module, "write_model", write_model)
         theirs.append(export(task="8"))
         collect_lineages(root)
-        return write_model(lineage, *arguments)
+        return write_model(lineage, *arguments, **options)
 
     monkeypatch.setattr(module, "write_model", overtaken)
     assert export() == theirs[0]

@@ -36,6 +36,7 @@ def plain_training(model_dir, rows_of_block: list[list[str]]) -> dict[str, torch
         lr=1e-2,
         betas=(0.9, 0.95),
         eps=1e-8,
+        fused=True,
     )
     order = ClaimOrder([40, 40, 10], 20, 5, seed=7)
     for position in range(order.num_positions):

@@ -82,6 +82,35 @@ def test_adapters_are_trained_and_folded_into_the_model(training, export, tmp_pa
     )
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+def test_adapters_by_themselves_load_in_plain_peft(training, export, tmp_path):
+    import peft
+
+    lora = {"rank": 4, "alpha": 64.0, "save": "adapter"}
+    training.start(model={"repo_id": "org/tiny", "lora": lora}, rounds={"max_tokens": 1500})
+    training.work()
+    reference = export(base_model={"commit_hash": "c" * 40, "key": "snapshots/tiny"})
+    assert reference.metadata["adapter_of"] == "snapshots/tiny"
+    directory = load(tmp_path, reference)
+    about = json.loads((directory / "adapter_config.json").read_text())
+    assert (about["base_model_name_or_path"], about["revision"]) == ("org/tiny", "c" * 40)
+    assert not (directory / "model.safetensors").exists()
+    base = AutoModelForCausalLM.from_pretrained(training.model_dir)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(directory)("the name of a list")["input_ids"]])
+    plain = base(input_ids=ids).logits
+    adapted = peft.PeftModel.from_pretrained(base, str(directory)).eval()(input_ids=ids).logits
+    assert not torch.allclose(adapted, plain, atol=1e-2)
+    # What is merged is the same model, and our own evaluation finds it.
+    training.config = training.config.replace(model={"lora": {**lora, "save": "merged"}})
+    merged = load_directory(open_store(tmp_path / "models"), export(), tmp_path / "merged")
+    folded = AutoModelForCausalLM.from_pretrained(merged)(input_ids=ids).logits
+    torch.testing.assert_close(folded, adapted, rtol=1e-4, atol=1e-4)
+    ours = load_model(directory, training.config.model, base_dir=training.model_dir)
+    torch.testing.assert_close(ours(input_ids=ids).logits, adapted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UnsupportedModelError, match="is an adapter of org/tiny, not a model"):
+        evaluate(directory, ["the name of a list"])
+
+
 def test_the_export_has_the_wanted_dtype(training, export, tmp_path):
     training.start(model={"dtype": "bfloat16"}, rounds={"max_tokens": 500})
     training.work()

@@ -138,7 +138,7 @@ def test_branches_are_what_they_were_when_the_lineage_began(
     begun = training.config.replace(
         model={"repo_id": "org/m"}, data={"dataset": "hf://org/d:en:train@some-branch"}
     )
-    sources = sources_of(begun, model_commit=HASH, dataset_commit=OTHER)
+    sources = sources_of(begun, base_model={"commit_hash": HASH}, dataset_commit=OTHER)
     later = training.config.replace(
         model={"repo_id": model[0], "revision": model[1]}, data={"dataset": dataset}
     )
@@ -164,7 +164,7 @@ def test_a_lineage_keeps_the_commits_that_it_began_with(training, tmp_path, monk
                 model_dir=training.model_dir,
                 config=job.config,
                 lineage="mine",
-                model_commit=commit,
+                base_model={"commit_hash": commit},
             )
             assert spec.sources == {"model": "org/m", "model_commit": HASH, "dataset": "hf://org/d"}
     assert job.pinned().config.model.revision == HASH

@@ -48,15 +48,15 @@ def test_a_step_that_is_longer_than_the_grace_time_is_left_in_the_middle(trainin
     listen = After(2, lambda: roll_out_from_now_on.append(True))
     roll_out_from_now_on = []
     passes = []
-    plain = ModelTrainer._loss_and_gradients
+    plain = ModelTrainer._loss_and_norm
 
-    def with_a_stop_in_it(self, batch):
+    def with_a_stop_in_it(self, batches):
         if roll_out_from_now_on:
             passes.append(len(passes))
             stop.set()
-        return plain(self, batch)
+        return plain(self, batches)
 
-    monkeypatch.setattr(ModelTrainer, "_loss_and_gradients", with_a_stop_in_it)
+    monkeypatch.setattr(ModelTrainer, "_loss_and_norm", with_a_stop_in_it)
     training.start(rounds={"seconds": 60.0})
     with pytest.raises(TrainingIncomplete, match="told to stop"):
         training.work(stop=stop, on_event=listen, pace=Pace(grace=0.0))

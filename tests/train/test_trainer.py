@@ -13,6 +13,7 @@ from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import IntegrityError, NonFiniteLoss, TrainingIncomplete, UnsupportedModelError
 from metaflow_hf.events import ClaimDone, StepDone
 from metaflow_hf.train.feed import Feed
+from metaflow_hf.train.gradients import Gradients
 from metaflow_hf.train.heldout import heldout_keys, heldout_texts
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
@@ -35,7 +36,7 @@ def trainer_of(
     training,
     texts,
     *,
-    model=None,
+    network=None,
     claim_samples=None,
     progress=lambda: None,
     held_out=frozenset(),
@@ -43,7 +44,7 @@ def trainer_of(
 ):
     config = training.config.replace(**sections)
     return ModelTrainer(
-        prepare(model or load_model(training.model_dir, config.model), config.model),
+        prepare(network or load_model(training.model_dir, config.model), config.model),
         load_tokenizer(training.model_dir),
         Rows(texts),
         ClaimOrder([len(texts)], len(texts), claim_samples or len(texts), shuffle=False),
@@ -73,7 +74,7 @@ def test_long_documents_go_through_the_rollout_with_the_same_result(training, ch
     assert max(sizes) > 150
     # The same batches, each in one ordinary pass.
     plain = trainer_of(training, texts, rollout={"chunk_size": chunk_size, "use_chunked_training": True})
-    plain._is_rolled_out = lambda batch: False
+    plain._gradients._is_rolled_out = lambda batch: False
     expected = weights_after(plain, texts)
     for name, value in weights_after(rolled, texts).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
@@ -81,7 +82,9 @@ def test_long_documents_go_through_the_rollout_with_the_same_result(training, ch
 
 def test_long_sequences_go_through_the_rollout_unasked(training, monkeypatch):
     rolled = []
-    monkeypatch.setattr(ModelTrainer, "_roll_out", lambda self, inputs: rolled.append(inputs) or 0.5)
+    monkeypatch.setattr(
+        Gradients, "_roll_out", lambda self, inputs, divisor: rolled.append(inputs) or torch.tensor(0.5)
+    )
     trainer = trainer_of(training, [LONG, LONG], rollout={"chunk_size": 16}, data={"sequence_length": 64})
     steps = list(trainer.train(claim_of([LONG, LONG]), lambda part, tokens: 1e-2))
     assert len(rolled) == len(steps) > 0
@@ -91,7 +94,7 @@ def test_long_sequences_go_through_the_rollout_unasked(training, monkeypatch):
 def test_whole_documents_end_where_the_positions_do(training):
     model = load_model(training.model_dir, training.config.model)
     model.config.max_position_embeddings = 50
-    trainer = trainer_of(training, [LONG], model=model, rollout={"use_chunked_training": True})
+    trainer = trainer_of(training, [LONG], network=model, rollout={"use_chunked_training": True})
     batches = trainer.batches(claim_of([LONG]))
     assert {batch.input_ids.shape[0] for batch in batches} == {1}
     assert max(batch.input_ids.shape[1] for batch in batches) == 50
@@ -254,10 +257,11 @@ def test_a_worker_that_stops_or_fails_leaves_no_thread_behind(training, monkeypa
     with pytest.raises(TrainingIncomplete, match="told to stop"):
         training.work(stop=stop, on_event=lambda event: stop.set())
     assert not prefetching()
-    monkeypatch.setattr(ModelTrainer, "_step", lambda self, batch, rate: float("nan"))
-    with pytest.raises(NonFiniteLoss):
+    monkeypatch.setattr(ModelTrainer, "_step", lambda self, batches, rate: (float("nan"), 1.0))
+    with pytest.raises(NonFiniteLoss, match="Its tokens are kept in "):
         training.work()
     assert not prefetching()
+    assert len(training.store.children("nonfinite")) == 1
 
 
 def test_a_worker_alone_foresees_every_claim_but_the_first(training, monkeypatch):
@@ -300,7 +304,7 @@ def test_policies_hold_where_the_positions_end(training, policy, kept):
     trainer = trainer_of(
         training,
         [LONG, "a short one"],
-        model=model,
+        network=model,
         rollout={"use_chunked_training": True},
         data={"long_documents": policy},
     )
@@ -312,7 +316,7 @@ def test_policies_hold_where_the_positions_end(training, policy, kept):
 
 
 def test_isolated_documents_are_never_rolled_out(training, monkeypatch):
-    monkeypatch.setattr(ModelTrainer, "_roll_out", lambda self, inputs: pytest.fail("rolled out"))
+    monkeypatch.setattr(Gradients, "_roll_out", lambda self, *_: pytest.fail("rolled out"))
     trainer = trainer_of(training, TEXTS, rollout={"chunk_size": 16}, data={"packing": "isolated"})
     assert losses_of(trainer, [claim_of(TEXTS)])
 

@@ -102,6 +102,23 @@ def find_manifest(store: ObjectStore, reference: Reference | Mapping[str, Any] |
         raise _gone(store, key) from error
 
 
+def find_reference(store: ObjectStore, key: str) -> ModelRef:
+    """The reference of the model under ``key``. Raises ``NotFound``, and ``SelectionError`` for what is no model."""
+    _, manifest = find_manifest(store, key)
+    if manifest.about.get("type") != ModelRef.TYPE:
+        raise SelectionError(f"{key!r} is a {manifest.about.get('type')}, not a model.")
+    return ModelRef(
+        key=key,
+        digest=manifest.digest,
+        size=manifest.size,
+        num_files=len(manifest.files),
+        created_on=store.head(key).last_modified.isoformat(timespec="seconds"),
+        pathspec="/".join(key.split("/")[1:5]),
+        metadata=dict(manifest.about.get("metadata") or {}),
+        label=str(manifest.about.get("label", "")),
+    )
+
+
 def _gone(store: ObjectStore, key: str) -> NotFound:
     return NotFound(
         f"nothing is stored under {key!r} in {store.uri}: it was deleted, or was written to another datastore."

@@ -52,7 +52,11 @@ def compare(
     for name, directory in (("before", base_dir), ("after", model_dir)):
         # What training began with: fresh weights where those were asked for.
         network = load_model(
-            directory, config.model, seed=config.data.seed, initialise=None if name == "before" else False
+            directory,
+            config.model,
+            seed=config.data.seed,
+            initialise=None if name == "before" else False,
+            base_dir=base_dir,
         )
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         evaluation = evaluate(

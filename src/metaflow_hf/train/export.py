@@ -12,6 +12,7 @@ from metaflow_hf.errors import NotFound, TrainingIncomplete
 from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
+from metaflow_hf.train.adapters import merge_adapters, save_adapters
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
@@ -19,7 +20,6 @@ from metaflow_hf.train.models import (
     load_model,
     load_tokenizer,
     load_weights,
-    merge_adapters,
     prepare,
     save_model,
     trained_parameters,
@@ -41,6 +41,7 @@ def export_lineage(
     step: str,
     task: str,
     label: str = "model",
+    base_model: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
 ) -> ModelRef:
@@ -48,20 +49,22 @@ def export_lineage(
     as the model is stored; a deleted one is exported again while the lineage's weights are there.
 
     ``store`` is rooted at ``training/<lineage>/``; ``models`` at the root that references are loaded from. The
-    weights are copied, so the reference outlives the lineage. Adapters are folded into the model. ``metadata`` is
-    added to what the lineage says about itself. Raises ``TrainingIncomplete`` when the newest round is not final,
+    weights are copied, so the reference outlives the lineage. Adapters are folded into the model, or are what is saved
+    (``model.lora.save``). ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
+    ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final,
     ``NotFound`` when model and weights are both gone.
     """
     lineage = Lineage(store)
     newest = _final(lineage)
-    exports = _Exports(lineage, models, newest.manifest.weights.digest)
+    digest = newest.manifest.weights.digest
+    exports = _Exports(lineage, models, f"adapter-{digest}" if _saves_adapter(config) else digest)
     reference = exports.usable()
     if reference is not None:
         return reference
     try:
         with tempfile.TemporaryDirectory(prefix="export-") as scratch:
             directory = Path(scratch) / "model"
-            write_model(lineage, newest, model_dir, config, directory)
+            write_model(lineage, newest, model_dir, config, directory, base_model=base_model)
             reference = save_directory(
                 models,
                 directory,
@@ -70,7 +73,11 @@ def export_lineage(
                 step=step,
                 task=task,
                 label=label,
-                metadata={**_facts(lineage, newest), **(metadata or {})},
+                metadata={
+                    **_facts(lineage, newest),
+                    **_adapter_facts(config, base_model or {}),
+                    **(metadata or {}),
+                },
                 pathspec=pathspec,
             )
     except NotFound as error:
@@ -87,12 +94,15 @@ def export_lineage(
 
 
 class _Exports:
-    """The records of what one final round was exported as, oldest first; all but the last were deleted models."""
+    """The records of what one final round was exported as, oldest first; all but the last were deleted models.
 
-    def __init__(self, lineage: Lineage, models: ObjectStore, digest: str) -> None:
+    ``name`` is the digest of the round's weights, and the kind of export where there are several.
+    """
+
+    def __init__(self, lineage: Lineage, models: ObjectStore, name: str) -> None:
         self._store = lineage.store
         self._models = models
-        self._digest = digest
+        self._name = name
 
     def usable(self) -> ModelRef | None:
         """The reference of the newest record, if the model is still stored."""
@@ -107,7 +117,7 @@ class _Exports:
                 return known
             # Of all who saw these records, one creates the next.
             suffix = f".{len(records)}" if records else ""
-            self._store.create(f"exports/{self._digest}{suffix}.json", encode_json(reference.to_json()))
+            self._store.create(f"exports/{self._name}{suffix}.json", encode_json(reference.to_json()))
 
     def _newest(self, records: list[str]) -> ModelRef | None:
         if not records:
@@ -116,7 +126,8 @@ class _Exports:
         return reference if self._is_stored(reference) else None
 
     def _records(self) -> list[str]:
-        keys = [info.key for info in self._store.list("exports") if self._digest in info.key]
+        keys = [info.key for info in self._store.list("exports")]
+        keys = [key for key in keys if key.startswith(f"exports/{self._name}.")]
         return sorted(keys, key=lambda key: (len(key), key))
 
     def _is_stored(self, reference: ModelRef) -> bool:
@@ -128,18 +139,39 @@ class _Exports:
 
 
 def write_model(
-    lineage: Lineage, closed: ClosedRound, model_dir: Path, config: TrainConfig, directory: Path
+    lineage: Lineage,
+    closed: ClosedRound,
+    model_dir: Path,
+    config: TrainConfig,
+    directory: Path,
+    *,
+    base_model: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the model of any closed round, with its tokenizer, as a directory that transformers loads."""
+    """Writes the model of any closed round, with its tokenizer, as a directory that transformers loads, or peft where
+    adapters are to be saved by themselves.
+    """
     seed = config.data.seed
     model = prepare(load_model(model_dir, config.model, seed=seed), config.model, seed=seed)
     with tempfile.TemporaryDirectory(prefix="weights-") as scratch:
         files = PayloadFiles(lineage.store, Path(scratch))
         with TensorReader(files.fetch(closed.manifest.weights)) as reader:
             load_weights(trained_parameters(model), reader)
-    exported = merge_adapters(model)
-    save_model(exported.to(export_dtype(config.model, exported)), directory)
+    if _saves_adapter(config):
+        commit = (base_model or {}).get("commit_hash")
+        save_adapters(model, directory, base_model=config.model.name, revision=commit)
+    else:
+        exported = merge_adapters(model)
+        save_model(exported.to(export_dtype(config.model, exported)), directory)
     load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code).save_pretrained(directory)
+
+
+def _saves_adapter(config: TrainConfig) -> bool:
+    return config.model.lora is not None and config.model.lora.save == "adapter"
+
+
+def _adapter_facts(config: TrainConfig, base_model: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be loaded before adapters can be."""
+    return {"adapter_of": base_model.get("key", "")} if _saves_adapter(config) else {}
 
 
 def _final(lineage: Lineage) -> ClosedRound:

@@ -51,6 +51,7 @@ class TrainingJob:
         run: str,
         repo_id: str | None = None,
         revision: str | None = None,
+        reference: str | None = None,
         dataset: str | None = None,
         lineage: str | None = None,
         num_gpus: int | None = None,
@@ -63,13 +64,17 @@ class TrainingJob:
         the environment's hub. Raises ``ConfigError`` that lists all mistakes.
         """
         config = TrainConfig.parse(_plain(values))
+        if repo_id and reference:
+            raise ConfigError("--repo_id and --reference both say where to begin: pass one of them.")
         here = config.hub == "embedded"
         model_hub = None if here and repo_id and repo_id != config.model.repo_id else config.hub
         data_hub = None if here and dataset and dataset != config.data.dataset else config.hub
         given: dict[str, dict[str, Any]] = {}
         if repo_id:
             # A revision of the configured model means nothing in another repository.
-            given["model"] = {"repo_id": repo_id, "revision": revision or "main"}
+            given["model"] = {"repo_id": repo_id, "revision": revision or "main", "reference": None}
+        elif reference:
+            given["model"] = {"reference": reference, "repo_id": None, "revision": "main"}
         elif revision:
             given["model"] = {"revision": revision}
         if dataset:
@@ -82,7 +87,7 @@ class TrainingJob:
             given.setdefault("rounds", {})["workers"] = _branches(num_gpus)
         config = config.replace(**given)
         for path, value, flag in (
-            ("model.repo_id", config.model.repo_id, "--repo_id"),
+            ("model.repo_id", config.model.name, "--repo_id"),
             ("data.dataset", config.data.dataset, "--dataset"),
         ):
             if not value:
@@ -153,7 +158,7 @@ class TrainingJob:
                 model_dir=Path(model_dir),
                 config=self.config,
                 lineage=self.lineage,
-                model_commit=base_model.get("commit_hash"),
+                base_model=base_model,
             )
             return make_plan(
                 spec, training, heldout, model_dir=Path(model_dir), config=self.config, base_model=base_model
@@ -218,10 +223,13 @@ class TrainingJob:
         stored = stored_metrics(self._lineage_store())
         return [*branches, *(metrics for attempt, metrics in stored.items() if attempt not in told)]
 
-    def export(self, model_dir: str | Path, *, pathspec: str) -> dict[str, Any]:
+    def export(
+        self, model_dir: str | Path, *, pathspec: str, base_model: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
         """The final model as a reference; the same one however often it is asked for.
 
-        ``pathspec`` is flow/run/step/task. Raises ``TrainingIncomplete`` while the lineage is not final.
+        ``pathspec`` is flow/run/step/task, ``base_model`` the reference of ``model_dir``, which the metadata name.
+        Raises ``TrainingIncomplete`` while the lineage is not final.
         """
         from metaflow_hf.train.export import export_lineage
 
@@ -236,7 +244,8 @@ class TrainingJob:
             run=run,
             step=step,
             task=task,
-            metadata={"base_model": self.config.model.repo_id, "dataset": self.config.data.dataset},
+            base_model=base_model or {},
+            metadata={"base_model": self.config.model.name, "dataset": self.config.data.dataset},
         )
         return reference.to_json()
 

@@ -4,9 +4,9 @@ Trained parameters are held in fp32, whatever the dtype of the checkpoint: ``mod
 dtype the layers compute and the result is exported.
 """
 
+import json
 import logging
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from metaflow_hf.config import LoraConfig, ModelConfig
+from metaflow_hf.config import ModelConfig
 from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.train.adapters import CONFIG_FILE, add_adapters, is_adapter, load_adapters
 
 logger = logging.getLogger("metaflow_hf.train")
 
 _one_at_a_time = threading.Lock()
+_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -43,15 +45,25 @@ def load_model(
     initialise: bool | None = None,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
+    base_dir: Path | None = None,
 ) -> nn.Module:
     """The causal language model in ``model_dir`` on the CPU, in ``dtype``.
 
     ``initialise`` (default: what the configuration says) makes fresh weights from ``seed`` instead of reading
-    them. Raises ``UnsupportedModelError`` for another kind of model, and for pickled weights without
-    ``model.allow_pickle``.
+    them. Adapters are folded into the model in ``base_dir``. Raises ``UnsupportedModelError`` for another kind of model,
+    for pickled weights without ``model.allow_pickle``, and for adapters without ``base_dir``.
     """
     with _loading():
-        return _load_model(model_dir, config, initialise=initialise, seed=seed, dtype=dtype)
+        if not is_adapter(model_dir):
+            return _load_model(model_dir, config, initialise=initialise, seed=seed, dtype=dtype)
+        if base_dir is None:
+            about = json.loads((model_dir / CONFIG_FILE).read_text("utf-8"))
+            raise UnsupportedModelError(
+                f"{model_dir.name} is an adapter of {about.get('base_model_name_or_path')}, not a model: load it with peft "
+                "on top of that, or train with model.lora.save: merged."
+            )
+        base = _load_model(base_dir, config, initialise=False, seed=seed, dtype=dtype)
+        return load_adapters(base, model_dir)
 
 
 def _load_model(
@@ -92,7 +104,7 @@ def prepare(model: nn.Module, config: ModelConfig, *, seed: int = 0) -> nn.Modul
     if config.lora is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _with_adapters(model, config.lora)
+            return add_adapters(model, config.lora)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model
@@ -118,9 +130,9 @@ def known_positions(model: nn.Module) -> int | None:
 
 def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype in which the layers compute: ``auto`` is bf16 on a GPU that has it, else fp32."""
-    if config.dtype == "bfloat16":
-        return torch.bfloat16
-    if config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if config.dtype != "auto":
+        return _DTYPES[config.dtype]
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return torch.float32
 
@@ -128,7 +140,7 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
 def export_dtype(config: ModelConfig, model: nn.Module) -> torch.dtype:
     """The dtype of the exported weights: ``auto`` is that of the model that was trained on."""
     if config.dtype != "auto":
-        return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+        return _DTYPES[config.dtype]
     declared = getattr(getattr(model, "config", None), "dtype", None)
     return declared if isinstance(declared, torch.dtype) else torch.float32
 
@@ -138,12 +150,6 @@ def save_model(model: nn.Module, directory: Path) -> None:
     exported: Any = model
     with _loading():
         exported.save_pretrained(directory)
-
-
-def merge_adapters(model: nn.Module) -> nn.Module:
-    """The model with its adapters folded into the weights; a model without any is returned as it is."""
-    merge = getattr(model, "merge_and_unload", None)
-    return merge() if callable(merge) else model
 
 
 def _architecture(model_dir: Path, config: ModelConfig) -> Any:
@@ -190,33 +196,6 @@ def _has_safetensors(model_dir: Path, config: ModelConfig) -> bool:
             "it is loaded: choose a revision with safetensors, or set model.allow_pickle: true if you trust it."
         )
     return False
-
-
-def _with_adapters(model: nn.Module, lora: LoraConfig) -> nn.Module:
-    try:
-        import peft
-    except ImportError as error:
-        raise UnsupportedModelError(
-            "model.lora needs the package peft: pip install 'metaflow-hf[peft]'."
-        ) from error
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    with warnings.catch_warnings():
-        # peft asks transformers for an attribute by its old name.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        try:
-            adapted: nn.Module = peft.get_peft_model(model, settings)
-        except ValueError as error:
-            raise UnsupportedModelError(
-                f"model.lora does not fit this model: {_first_line(error)}. Name its layers in "
-                "model.lora.target_modules."
-            ) from error
-    return adapted
 
 
 @contextmanager

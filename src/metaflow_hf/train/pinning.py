@@ -1,6 +1,7 @@
 """Branches and tags move; a lineage stays with the commits that it was started from."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 from metaflow_hf.config import TrainConfig
@@ -10,12 +11,16 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 def sources_of(
-    config: TrainConfig, *, model_commit: str | None, dataset_commit: str | None
+    config: TrainConfig, *, base_model: Mapping[str, Any], dataset_commit: str | None
 ) -> dict[str, str]:
-    """What a specification keeps of where model and data came from; no part of its digest."""
+    """What a specification keeps of where model and data came from; no part of its digest.
+
+    ``base_model`` is the reference of the model that training begins with.
+    """
     facts = {
-        "model": config.model.repo_id,
-        "model_commit": model_commit,
+        "model": config.model.name,
+        "model_commit": base_model.get("commit_hash"),
+        "model_key": base_model.get("key") if config.model.reference else None,
         "dataset": _unpinned(str(config.data.dataset)),
         "dataset_commit": dataset_commit,
     }
@@ -31,6 +36,8 @@ def pinned(config: TrainConfig, spec: Spec) -> TrainConfig:
         and not _COMMIT.fullmatch(config.model.revision)
     ):
         given["model"] = {"revision": known["model_commit"]}
+    if "model_key" in known and config.model.reference and known.get("model") == config.model.reference:
+        given["model"] = {"reference": known["model_key"]}
     dataset = str(config.data.dataset)
     revision = dataset.rpartition("@")[2]
     if (

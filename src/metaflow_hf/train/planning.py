@@ -51,7 +51,7 @@ def make_plan(
     rounds = 0 if speed is None else _rounds(tokens, per_claim, speed, config)
     manifest = training.manifest
     return Plan(
-        base_model=str(config.model.repo_id),
+        base_model=config.model.name,
         model_commit=str(base_model.get("commit_hash", "")),
         dataset=str(config.data.dataset),
         dataset_commit=manifest.commit_hash or "",
@@ -127,7 +127,7 @@ def check_length(model_dir: Path, config: TrainConfig) -> None:
     if limits and config.data.sequence_length > limits[0]:
         raise ConfigError(
             f"data.sequence_length = {config.data.sequence_length:,} is more than the {limits[0]:,} positions of "
-            f"{config.model.repo_id}: lower it."
+            f"{config.model.name}: lower it."
         )
     use, chunk = config.rollout.use_chunked_training, config.rollout.chunk_size
     too_long = chunk != "auto" and config.data.sequence_length > chunk

@@ -5,9 +5,10 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -25,6 +26,7 @@ from metaflow_hf.train.heartbeat import Heartbeat, Patience, this_process
 from metaflow_hf.train.heldout import heldout_keys
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf.train.nonfinite import save_bad_step
 from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
 from metaflow_hf.train.schedule import Budget, Schedule
@@ -45,11 +47,12 @@ def start_lineage(
     model_dir: Path,
     config: TrainConfig,
     lineage: str,
-    model_commit: str | None = None,
+    base_model: Mapping[str, Any] | None = None,
 ) -> Spec:
     """Starts a lineage, or joins the one that is there: idempotent, and safe by many at once.
 
-    ``store`` is rooted at ``training/<lineage>/``; ``model_commit`` is that of ``model_dir``. Stores the initial weights, then ``spec.json``, then round 0.
+    ``store`` is rooted at ``training/<lineage>/``; ``base_model`` is the reference of ``model_dir``. Stores the initial
+    weights, then ``spec.json``, then round 0.
     Raises ``LineageMismatch`` when the lineage was started with another configuration, ``ConfigError`` for a
     dataset that is incomplete or too small, ``UnsupportedModelError``, ``UnsupportedStore``.
     """
@@ -59,7 +62,7 @@ def start_lineage(
     if not store.children("rounds"):
         with tempfile.TemporaryDirectory(prefix="lineage-") as scratch:
             weights = _store_initial_weights(target, Path(scratch), model_dir, config)
-        sources = sources_of(config, model_commit=model_commit, dataset_commit=manifest.commit_hash)
+        sources = sources_of(config, base_model=base_model or {}, dataset_commit=manifest.commit_hash)
         ours = _spec(blocks, model_dir, config, lineage, weights)
         spec = target.create_spec(msgspec.structs.replace(ours, sources=sources))
         check_same(spec, _spec(blocks, model_dir, config, lineage, weights, resolved=spec))
@@ -133,6 +136,7 @@ def train_worker(
         device=place,
         held_out=heldout_keys(blocks, config),
         progress=progress,
+        save_bad=lambda step: save_bad_step(store, step),
     )
     plan = _plan(config, spec, order)
     metrics = StoredMetrics(store, attempt, clock=clock)
@@ -169,7 +173,11 @@ def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
     return Plan(
         budget=Budget(spec.num_positions, spec.max_tokens),
         schedule=Schedule(
-            settings.learning_rate, settings.schedule, settings.warmup_fraction, settings.final_fraction
+            settings.learning_rate,
+            settings.schedule,
+            settings.warmup_fraction,
+            settings.final_fraction,
+            settings.decay_fraction,
         ),
         workers=rounds.workers,
         solo_start=rounds.solo_start,

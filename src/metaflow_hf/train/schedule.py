@@ -26,12 +26,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A learning rate that rises linearly over the warmup, then falls to ``final_fraction`` of its peak."""
+    """A learning rate that rises linearly over the warmup, then falls to ``final_fraction`` of its peak.
+
+    ``wsd`` (warmup, stable, decay: arXiv 2404.06395) falls linearly, during the last ``decay_fraction`` of the run only.
+    """
 
     peak: float
-    kind: Literal["cosine", "linear", "constant"]
+    kind: Literal["cosine", "linear", "constant", "wsd"]
     warmup_fraction: float
     final_fraction: float
+    decay_fraction: float = 0.1
 
     def at(self, fraction: float) -> float:
         """The learning rate when ``fraction`` of the run is over."""
@@ -40,6 +44,7 @@ class Schedule:
             return self.peak * max(fraction / self.warmup_fraction, 0.01)
         if self.kind == "constant" or self.warmup_fraction >= 1:
             return self.peak
-        left = 1 - (fraction - self.warmup_fraction) / (1 - self.warmup_fraction)
-        shape = left if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        falling = self.decay_fraction if self.kind == "wsd" else 1 - self.warmup_fraction
+        left = min((1 - fraction) / falling, 1.0) if falling > 0 else 1.0
+        shape = 0.5 * (1 + math.cos(math.pi * (1 - left))) if self.kind == "cosine" else left
         return self.peak * (self.final_fraction + (1 - self.final_fraction) * shape)

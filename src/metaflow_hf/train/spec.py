@@ -140,11 +140,11 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
             "repo_id": config.model.repo_id,
             "architecture": architecture_digest(model_dir),
             "tokenizer": tokenizer_digest(model_dir),
-            # Adapters are trained on weights that are in no round.
-            "base": None if config.model.lora is None else weights_digest(model_dir),
+            # Adapters are trained on weights that are in no round, and a reference may come to mean another model.
+            "base": weights_digest(model_dir) if config.model.lora or config.model.reference else None,
             "dtype": config.model.dtype,
             "initialise": config.model.initialise,
-            "lora": None if config.model.lora is None else config.model.lora.model_dump(mode="json"),
+            "lora": config.model.lora and config.model.lora.model_dump(mode="json", exclude={"save"}),
         },
         "data": {
             "sequence_length": config.data.sequence_length,
@@ -160,7 +160,7 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
             # Exact gradients do not depend on where a sequence is cut; truncated ones do.
             "chunk_size": config.rollout.chunk_size if config.rollout.gradient == "truncated" else None,
         },
-        "optimizer": config.optimizer.model_dump(mode="json"),
+        "optimizer": config.optimizer.model_dump(mode="json", exclude={"on_non_finite"}),
         "rounds": config.rounds.model_dump(
             mode="json",
             include={"merge", "outer_learning_rate", "outer_momentum", "encoding", "solo_start"},

@@ -11,7 +11,7 @@ from metaflow_hf import environment
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.train.devices import threads_per_worker
 from metaflow_hf.train.models import load_model, prepare, trained_parameters
-from metaflow_hf.train.trainer import make_optimizer
+from metaflow_hf.train.optimizers import make_optimizer
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -40,7 +40,7 @@ def tokens_per_second(model_dir: Path, config: TrainConfig, *, parameters: int) 
         with torch.random.fork_rng(devices=[device] if on_gpu else []):
             model: Any = prepare(load_model(model_dir, config.model, initialise=True), config.model)
             model.to(device).train()
-            optimizer = make_optimizer(trained_parameters(model), config)
+            optimizer = make_optimizer(trained_parameters(model), config.optimizer, model)
             ids = torch.randint(
                 0, model.config.vocab_size, (data.batch_size, data.sequence_length), device=device
             )

@@ -27,6 +27,7 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.float16: "F16",
     torch.int8: "I8",
     torch.int64: "I64",
+    torch.uint8: "U8",
 }
 
 

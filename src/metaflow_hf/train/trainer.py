@@ -7,12 +7,10 @@ by the run's seed and the position, so it does not matter which worker trains it
 import logging
 import math
 import resource
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +19,23 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
-from metaflow_hf.data.sizes import token_chunk_size
 from metaflow_hf.errors import NonFiniteLoss
 from metaflow_hf.store.objects import Digest
 from metaflow_hf.train.delta import delta_layouts, encode_delta
 from metaflow_hf.train.feed import Feed, RowReader
-from metaflow_hf.train.inner import inner_layouts, inner_tensors, load_inner
+from metaflow_hf.train.gradients import Gradients
+from metaflow_hf.train.inner import read_inner, write_inner
 from metaflow_hf.train.isolation import require_isolation
-from metaflow_hf.train.models import compute_dtype, known_positions, load_weights, trained_parameters
+from metaflow_hf.train.models import known_positions, load_weights, trained_parameters
+from metaflow_hf.train.nonfinite import MOST_IN_A_ROW, BadStep
+from metaflow_hf.train.optimizers import make_optimizer
 from metaflow_hf.train.records import Encoding
 from metaflow_hf.train.tensors import TensorReader, write_tensors
 
 logger = logging.getLogger("metaflow_hf.train")
+
+# Gradients that overflow with less are not too large for fp16 alone.
+SMALLEST_SCALE: Final = 1.0
 
 LearningRate = Callable[[float, int], float]
 
@@ -79,7 +82,8 @@ class ModelTrainer:
     """The ``Trainer`` of a causal language model with AdamW.
 
     ``foresee`` names the claim that will probably come next: its rows are read and tokenized in a thread while the
-    one in hand is trained. A wrong guess costs that work and changes nothing else. ``close`` ends the thread.
+    one in hand is trained. A wrong guess costs that work and changes nothing else. ``save_bad`` keeps a step that is
+    not finite and says where, before training stops or goes on without it. ``close`` ends the thread.
     """
 
     def __init__(
@@ -94,13 +98,17 @@ class ModelTrainer:
         device: torch.device,
         held_out: frozenset[bytes] = frozenset(),
         progress: Callable[[], None] = lambda: None,
+        save_bad: Callable[[BadStep], str] = lambda _: "",
     ) -> None:
         self._model = model.to(device).train()
         if config.data.packing == "isolated":
             require_isolation(self._model)
-        # Every pass over a token chunk begins with its embeddings, so a long sequence is seen to move.
-        embeddings: nn.Module = getattr(model, "get_input_embeddings", lambda: model)()
-        embeddings.register_forward_hook(lambda *_: progress())
+        if config.model.compile:
+            self._model.compile()
+        else:
+            # Every pass over a token chunk begins with its embeddings, so a long sequence is seen to move.
+            embeddings: nn.Module = getattr(model, "get_input_embeddings", lambda: model)()
+            embeddings.register_forward_hook(lambda *_: progress())
         self._feed = Feed(
             rows,
             order,
@@ -111,11 +119,16 @@ class ModelTrainer:
             held_out=held_out,
         )
         self.foresee: Callable[[], Claim | None] = lambda: None
+        self._save_bad = save_bad
         self._config = config
+        self._settings = config.optimizer
         self._device = device
-        self._dtype = compute_dtype(config.model, device)
         self._parameters = trained_parameters(self._model)
-        self._optimizer = make_optimizer(self._parameters, config)
+        self._optimizer = make_optimizer(self._parameters, self._settings, self._model)
+        self._gradients = Gradients(self._model, config, device)
+        half = self._gradients.dtype == torch.float16
+        self._scaler = torch.amp.GradScaler(device.type) if half else None
+        self._bad_in_a_row = 0
         self._kept: dict[str, Tensor] = {}
 
     def load(self, weights: Path, inner: Path | None) -> None:
@@ -123,27 +136,25 @@ class ModelTrainer:
             load_weights(self._parameters, reader)
         if inner is not None:
             with TensorReader(inner) as reader:
-                load_inner(reader, self._parameters, self._optimizer)
+                read_inner(reader, self._parameters, self._optimizer, self._scaler)
 
     def train(self, claim: Claim, learning_rate: LearningRate) -> Iterator[Step]:
-        batches = [batch for batch in self._feed.take(claim) if batch.num_tokens]
+        steps = _grouped(self._feed.take(claim), self._settings.gradient_accumulation_steps)
         if (following := self.foresee()) is not None:
             self._feed.prepare(following)
         tokens = 0
         seed_devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=seed_devices):
             torch.manual_seed(_seed(self._config.data.seed, claim.position))
-            for number, batch in enumerate(batches):
-                rate = learning_rate(number / len(batches), tokens)
-                loss = self._step(batch, rate)
-                if not math.isfinite(loss):
-                    raise NonFiniteLoss(
-                        f"the loss became {loss} in step {number + 1} of position {claim.position} (block "
-                        f"{claim.block_id}, rows {claim.start} to {claim.stop}): lower optimizer.learning_rate or "
-                        "optimizer.max_grad_norm, or look at these rows."
-                    )
-                tokens += batch.num_tokens
-                yield Step(loss, batch.num_tokens, rate, (number + 1) / len(batches))
+            for number, batches in enumerate(steps):
+                rate = learning_rate(number / len(steps), tokens)
+                loss, norm = self._step(batches, rate)
+                if not self._is_finite(loss, norm):
+                    self._refuse(BadStep.of(claim, number + 1, loss, norm, rate, _sequences(batches)))
+                    continue
+                counted = sum(batch.num_tokens for batch in batches)
+                tokens += counted
+                yield Step(loss, counted, rate, (number + 1) / len(steps))
 
     def batches(self, claim: Claim) -> list[Batch]:
         """The batches of a claim: a function of its rows, the tokenizer and the configuration."""
@@ -168,85 +179,86 @@ class ModelTrainer:
             )
 
     def write_inner(self, path: Path) -> Digest:
-        tensors = inner_tensors(self._parameters, self._optimizer)
-        return write_tensors(path, inner_layouts(self._parameters), tensors)
+        return write_inner(path, self._parameters, self._optimizer, self._scaler)
 
     def memory_bytes(self) -> int:
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-    def _step(self, batch: Batch, learning_rate: float) -> float:
-        loss = self._loss_and_gradients(batch)
-        if math.isfinite(loss):
-            nn.utils.clip_grad_norm_(self._parameters.values(), self._config.optimizer.max_grad_norm)
+    def _step(self, batches: Sequence[Batch], learning_rate: float) -> tuple[float, float]:
+        """One step of the optimiser: the mean loss and the norm of the gradients. Nothing moves unless both are finite."""
+        loss, norm = self._loss_and_norm(batches)
+        while self._overflowed(loss, norm):
+            self._optimizer.zero_grad(set_to_none=True)
+            loss, norm = self._loss_and_norm(batches)
+        if math.isfinite(loss) and math.isfinite(norm):
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss
+        return loss, norm
 
-    def _loss_and_gradients(self, batch: Batch) -> float:
-        inputs = {
-            name: value.to(self._device) if isinstance(value, Tensor) else value
-            for name, value in batch.to_mapping().items()
-        }
-        with self._autocast():
-            if self._is_rolled_out(batch):
-                return self._roll_out(inputs)
-            loss: Tensor = self._model(**inputs).loss
-        loss.backward()
-        return float(loss.detach())
+    def _loss_and_norm(self, batches: Sequence[Batch]) -> tuple[float, float]:
+        tokens = sum(batch.num_tokens for batch in batches)
+        if self._scaler is None:
+            return self._gradients.add(batches, tokens=tokens), self._clip()
+        loss = self._gradients.add(batches, tokens=tokens, scale=self._scaler.get_scale())
+        # The factor is in the gradients already; this makes the scaler know its device.
+        self._scaler.scale(torch.zeros((), device=self._device))
+        self._scaler.unscale_(self._optimizer)
+        norm = self._clip()
+        self._scaler.update()
+        return loss, norm
 
-    def _roll_out(self, inputs: Mapping[str, Tensor]) -> float:
-        from metaflow_hf.rollout import chunked_segment_rollout
+    def _overflowed(self, loss: float, norm: float) -> bool:
+        """Whether gradients were too large for fp16 only, so that the step is worth repeating with half the scale."""
+        if self._scaler is None or not math.isfinite(loss) or math.isfinite(norm):
+            return False
+        return self._scaler.get_scale() >= SMALLEST_SCALE
 
-        rollout = self._config.rollout
-        loss, _ = chunked_segment_rollout(
-            self._model,
-            inputs,
-            chunk_size=self._token_chunk,
-            gradient=rollout.gradient,
-            use_cpu_offload=rollout.use_cpu_offload,
-            gradient_checkpointing=rollout.gradient_checkpointing,
-            backward=True,
+    def _clip(self) -> float:
+        limit = self._settings.max_grad_norm
+        gradients = self._parameters.values()
+        if limit is not None:
+            return float(nn.utils.clip_grad_norm_(gradients, limit))
+        return float(nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None]))
+
+    def _is_finite(self, loss: float, norm: float) -> bool:
+        if math.isfinite(loss) and math.isfinite(norm):
+            self._bad_in_a_row = 0
+            return True
+        self._bad_in_a_row += 1
+        return False
+
+    def _refuse(self, bad: BadStep) -> None:
+        """Stops, or goes on without the step where that is configured."""
+        place = self._save_bad(bad)
+        kept = f" Its tokens are kept in {place}." if place else ""
+        if self._settings.on_non_finite == "skip" and self._bad_in_a_row <= MOST_IN_A_ROW:
+            logger.warning(
+                f"{bad.sentence()}: training goes on without it (optimizer.on_non_finite: skip).{kept}"
+            )
+            return
+        many = f", the {self._bad_in_a_row}th in a row" if self._bad_in_a_row > 1 else ""
+        raise NonFiniteLoss(
+            f"{bad.sentence()}{many}: lower optimizer.learning_rate or optimizer.max_grad_norm, look at these rows, or "
+            f"set optimizer.on_non_finite: skip.{kept}"
         )
-        return float(loss)
-
-    def _is_rolled_out(self, batch: Batch) -> bool:
-        use = self._config.rollout.use_chunked_training
-        # A cache does not keep isolated documents apart.
-        together = batch.position_ids is None
-        return use is not False and together and batch.input_ids.shape[1] > self._token_chunk
-
-    @cached_property
-    def _token_chunk(self) -> int:
-        rollout = self._config.rollout
-        if rollout.chunk_size != "auto":
-            return rollout.chunk_size
-        on_gpu = self._device.type == "cuda"
-        memory = torch.cuda.get_device_properties(self._device).total_memory if on_gpu else None
-        return token_chunk_size(memory, exact=rollout.gradient == "exact")
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self._dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self._device.type, dtype=self._dtype)
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only, as usual for language models."""
-    settings = config.optimizer
-    groups = [
-        {"params": [p for p in parameters.values() if p.dim() >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
+def _grouped(batches: Sequence[Batch], size: int) -> list[list[Batch]]:
+    """The batches of each step, without those in which nothing is learned."""
+    learned = [batch for batch in batches if batch.num_tokens]
+    return [learned[start : start + size] for start in range(0, len(learned), size)]
+
+
+def _sequences(batches: Sequence[Batch]) -> list[list[int]]:
+    return [
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-    )
 
 
 def _seed(seed: int, position: int) -> int:

@@ -1,0 +1,83 @@
+"""Loss and gradients of the batches of one step: in the dtype of the computation, long sequences token chunk by token
+chunk.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.batches import Batch
+from metaflow_hf.data.sizes import token_chunk_size
+from metaflow_hf.train.models import compute_dtype
+
+
+class Gradients:
+    """Forward and backward passes of ``model`` as the configuration wants them."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+        self._model: Any = model
+        self._rollout = config.rollout
+        self._device = device
+        self.dtype = compute_dtype(config.model, device)
+
+    def add(self, batches: Sequence[Batch], *, tokens: int, scale: float = 1.0) -> float:
+        """Adds the gradients of ``batches`` to those of the model, and returns their part of the step's mean loss.
+
+        ``tokens`` are the labels that count in the whole step, here and elsewhere; what is added is ``scale`` times the
+        gradient of the sum of losses over that many.
+        """
+        parts = [self._add(batch, batch.num_tokens / tokens, scale) for batch in batches]
+        # One transfer for all of them: a GPU works ahead meanwhile.
+        return float(torch.stack(parts).sum())
+
+    def _add(self, batch: Batch, weight: float, scale: float) -> Tensor:
+        inputs = {
+            name: value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in batch.to_mapping().items()
+        }
+        with self._autocast():
+            if self._is_rolled_out(batch):
+                return self._roll_out(inputs, batch.num_tokens / (weight * scale)) / scale
+            loss: Tensor = self._model(**inputs).loss
+        loss = loss * weight
+        (loss * scale).backward()
+        return loss.detach().float()
+
+    def _roll_out(self, inputs: Mapping[str, Tensor], divisor: float) -> Tensor:
+        from metaflow_hf.rollout import chunked_segment_rollout
+
+        loss, _ = chunked_segment_rollout(
+            self._model,
+            inputs,
+            chunk_size=self._token_chunk,
+            gradient=self._rollout.gradient,
+            use_cpu_offload=self._rollout.use_cpu_offload,
+            gradient_checkpointing=self._rollout.gradient_checkpointing,
+            num_items_in_batch=divisor,
+            backward=True,
+        )
+        return loss.detach().float()
+
+    def _is_rolled_out(self, batch: Batch) -> bool:
+        # A cache does not keep isolated documents apart.
+        together = batch.position_ids is None
+        use = self._rollout.use_chunked_training
+        return use is not False and together and batch.input_ids.shape[1] > self._token_chunk
+
+    @cached_property
+    def _token_chunk(self) -> int:
+        if self._rollout.chunk_size != "auto":
+            return self._rollout.chunk_size
+        on_gpu = self._device.type == "cuda"
+        memory = torch.cuda.get_device_properties(self._device).total_memory if on_gpu else None
+        return token_chunk_size(memory, exact=self._rollout.gradient == "exact")
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=self.dtype)
