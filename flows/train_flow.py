@@ -100,9 +100,10 @@ class TrainFlow(FlowSpec):
         self.merge_artifacts(inputs, include=["job", "plan", "base_model"])
         job = TrainingJob.from_json(self.job)
         self.metrics = job.all_metrics([branch.metrics for branch in inputs])
-        self.model = job.export(
-            current.model.loaded["base_model"], pathspec=current.pathspec, base_model=self.base_model
-        )
+        base, task = current.model.loaded["base_model"], current.pathspec
+        self.best_model = job.export(base, pathspec=task, base_model=self.base_model, best=True)
+        self.last_model = job.export(base, pathspec=task, base_model=self.base_model)
+        self.model = self.best_model if job.config.evaluation.model == "best" else self.last_model
         self.next(self.evaluate)
 
     @card(type="blank", id="training")

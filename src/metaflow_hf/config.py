@@ -17,6 +17,7 @@ import yaml
 from metaflow_hf.config_mistakes import describe
 from metaflow_hf.config_sections import (
     DataConfig,
+    EarlyStopConfig,
     EvaluationConfig,
     LoraConfig,
     ModelConfig,
@@ -31,6 +32,7 @@ from metaflow_hf.errors import ConfigError
 
 __all__ = [
     "DataConfig",
+    "EarlyStopConfig",
     "EvaluationConfig",
     "LoraConfig",
     "ModelConfig",

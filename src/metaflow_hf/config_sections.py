@@ -84,7 +84,8 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which texts are trained, and how they become batches; ``dataset`` may come from a flow's parameter instead.
 
-    ``evaluation_dataset`` is held out for the evaluation; without one the last ``heldout_samples`` rows are.
+    ``evaluation_dataset`` is held out for the evaluation; without one about ``heldout_samples`` rows are (at least one in
+    a thousand), chosen by the hash of what they say, so that copies of a row are on the same side.
     ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
     sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
     ``loss_on`` says whose turns of a conversation are learned.
@@ -191,14 +192,42 @@ class RoundsConfig(Section):
     grace_seconds: Annotated[float, Field(ge=0)] = 10.0
 
 
+class EarlyStopConfig(Section):
+    """Training ends when ``patience`` measurements in a row are not better than the best before them, by more than
+    ``min_improvement`` nats per token.
+    """
+
+    patience: PositiveInt = 3
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+
+
 class EvaluationConfig(Section):
-    """What is measured and sampled, before and after."""
+    """What is measured and sampled, before and after training and, with ``every_rounds``, after every so many rounds.
+
+    ``model`` says which weights the run's model has: those of the last round, or those of the round with the lowest
+    held-out loss.
+    """
 
     max_samples: PositiveInt = 256
+    every_rounds: PositiveInt | None = None
+    early_stop: EarlyStopConfig | None = None
+    model: Literal["last", "best"] = "last"
     prompts: list[str] = []
     max_new_tokens: PositiveInt = 64
     temperature: Annotated[float, Field(ge=0)] = 0.8
     seed: int = 0
+
+    @pydantic.model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.every_rounds is None and self.early_stop is not None:
+            raise ValueError(
+                "early_stop needs every_rounds: after how many rounds the held-out loss is measured"
+            )
+        if self.every_rounds is None and self.model == "best":
+            raise ValueError(
+                "model: best needs every_rounds: after how many rounds the held-out loss is measured"
+            )
+        return self
 
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]

@@ -74,8 +74,10 @@ def model_dir(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def dataset_dir(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
-    (root / "raw.txt").write_text("\n".join(sentences(1, 100)) + "\n", "utf-8")
-    process_raw_dataset_to_blocks(root / "raw.txt", root / "blocks", "words", block_size=40)
+    texts = sentences(1, 100)
+    (root / "raw.txt").write_text("\n".join(texts) + "\n", "utf-8")
+    (root / "most.txt").write_text("\n".join(texts[:90]) + "\n", "utf-8")
+    process_raw_dataset_to_blocks(root / "most.txt", root / "blocks", "words", block_size=40)
     return root / "blocks"
 
 
@@ -120,6 +122,8 @@ def training(tmp_path, model_dir, dataset_dir) -> Training:
     config = TrainConfig.parse(
         {
             "data": {
+                # Every row is trained; `heldout_samples` holds out only without it.
+                "evaluation_dataset": "another",
                 "heldout_samples": 10,
                 "sequence_length": 32,
                 "batch_size": 4,

@@ -17,7 +17,7 @@ from metaflow_hf.errors import ConfigError
 from metaflow_hf.report import UnigramModel, plan_text
 from metaflow_hf.store import datastore
 from metaflow_hf.train import devices
-from metaflow_hf.train.heldout import first_texts
+from metaflow_hf.train.heldout import HeldOut, evaluation_rows
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.planning import check_length
 from metaflow_hf.train.speed import tokens_per_second
@@ -124,7 +124,7 @@ def test_from_blocks_to_a_model_that_is_measured(local_run: Path, model_dir: Pat
     made = prepared(local_run, model_dir, dataset_dir)
     assert (local_run / ".metaflow" / "mf.hf" / made.training / "block_manifest.json").exists()
     plan = made.begin(model_dir, {"commit_hash": "c" * 40})
-    assert (plan.samples, plan.claims, plan.claim_samples, plan.workers) == (80, 16, 5, 1)
+    assert (plan.samples, plan.claims, plan.claim_samples, plan.workers) == (80, 20, 5, 1)
     assert plan.heldout_samples == 20
     assert plan.rounds >= 1
     assert plan.seconds is not None
@@ -132,15 +132,17 @@ def test_from_blocks_to_a_model_that_is_measured(local_run: Path, model_dir: Pat
     # Rows without the held-out ones, tokenized here: an estimate from 90 of 100 rows is close.
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     rows = (dataset_dir.parent / "raw.txt").read_text().splitlines()
-    exact = sum(len(ids) + 1 for ids in tokenizer(rows[:80])["input_ids"])
-    assert plan.tokens == pytest.approx(exact, rel=0.1)
+    sides = HeldOut(0.2)
+    held, trained_rows = ([row for row in rows if sides.holds(row) is side] for side in (True, False))
+    exact = sum(len(ids) + 1 for ids in tokenizer(trained_rows)["input_ids"])
+    assert plan.tokens == pytest.approx(exact, rel=0.2)
 
     lines: list[str] = []
     metrics = made.work(model_dir, branch=0, write=lines.append)
     assert any("step 1" in line for line in lines)
     reference = made.export(model_dir, pathspec="F/1/merge/5")
     assert made.export(model_dir, pathspec="F/1/merge/6") == reference
-    assert reference["metadata"]["positions_done"] == 16
+    assert reference["metadata"]["positions_done"] == 20
 
     from metaflow_hf.store import configured_store
     from metaflow_hf.store.models import load_directory
@@ -152,10 +154,10 @@ def test_from_blocks_to_a_model_that_is_measured(local_run: Path, model_dir: Pat
     assert [sample.name for sample in outcome.samples] == ["before", "after"]
     # The unigram model of the trained rows, on the held-out rows, by hand.
     end = tokenizer.eos_token_id
-    ids = [[*row, end] for row in tokenizer(rows)["input_ids"]]
-    expected = UnigramModel(ids[:80], len(tokenizer)).loss(ids[80:])
+    seen, unseen = ([[*row, end] for row in tokenizer(texts)["input_ids"]] for texts in (trained_rows, held))
+    expected = UnigramModel(seen, len(tokenizer)).loss(unseen)
     assert outcome.unigram.loss == pytest.approx(expected)
-    assert outcome.unigram.tokens == outcome.after.tokens == sum(map(len, ids[80:]))
+    assert outcome.unigram.tokens == outcome.after.tokens == sum(map(len, unseen))
     assert outcome.after.perplexity == pytest.approx(math.exp(outcome.after.loss))
 
 
@@ -236,15 +238,19 @@ def test_an_evaluation_dataset_is_built_once_whatever_is_read_of_it(local_run: P
     # How much more than one block was written by then is a matter of time.
     assert few._open(few.heldout).manifest.total_samples in (1_000, 2_000, 2_500)
     with few._open(few.heldout) as blocks:
-        assert first_texts(blocks, 10) == [f"held out {number}" for number in range(10)]
+        assert [row.value for row in evaluation_rows(blocks, 10)] == [
+            f"held out {number}" for number in range(10)
+        ]
     many = with_evaluation(local_run, ["a row"], max_samples=2_400).build()
     assert many.heldout == few.heldout
     assert len(list((stored / "datasets").iterdir())) == 2
     with many._open(many.heldout) as blocks:
-        assert first_texts(blocks, 2_400) == [f"held out {number}" for number in range(2_400)]
+        assert [row.value for row in evaluation_rows(blocks, 2_400)] == [
+            f"held out {number}" for number in range(2_400)
+        ]
     everything = with_evaluation(local_run, ["a row"], max_samples=100_000).build()
     with everything._open(everything.heldout) as blocks:
-        assert len(first_texts(blocks, 100_000)) == 2_500
+        assert len(evaluation_rows(blocks, 100_000)) == 2_500
 
 
 def test_what_is_trained_is_no_evaluation_dataset(local_run: Path):

@@ -15,7 +15,7 @@ from metaflow_hf.events import RoundClosed
 from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.train import evaluate, evaluation, export_lineage, generate
-from metaflow_hf.train.heldout import heldout_texts
+from metaflow_hf.train.heldout import HeldOut, heldout_rows
 from metaflow_hf.train.models import load_model, load_tokenizer
 
 TASK = {"flow": "F", "run": "1", "step": "join", "task": "7"}
@@ -119,14 +119,13 @@ def test_the_export_has_the_wanted_dtype(training, export, tmp_path):
 
 
 def test_training_lowers_the_loss_on_held_out_text(training, export, tmp_path):
-    training.start(data={"epochs": 2})
+    training.start(data={"epochs": 2, "evaluation_dataset": None})
     losses = []
     training.work(
         on_event=lambda event: losses.append(event.loss) if isinstance(event, RoundClosed) else None
     )
     with training.blocks() as blocks:
-        texts = heldout_texts(blocks, training.config)
-    assert len(texts) == 10
+        texts = [row.value for row in heldout_rows(blocks, training.config)]
     before = evaluate(training.model_dir, texts, sequence_length=32)
     after = evaluate(load(tmp_path, export()), texts, sequence_length=32)
     assert after.loss < before.loss - 1
@@ -134,12 +133,32 @@ def test_training_lowers_the_loss_on_held_out_text(training, export, tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_held_out_texts_are_the_last_rows(training, dataset_dir):
+def test_held_out_rows_are_chosen_by_what_they_say(training, dataset_dir):
+    training.config = training.config.replace(data={"evaluation_dataset": None})
     with training.blocks() as blocks:
-        texts = heldout_texts(blocks, training.config)
+        rows = heldout_rows(blocks, training.config)
+        few = heldout_rows(blocks, training.config.replace(evaluation={"max_samples": 3}))
     files = sorted((dataset_dir / "blocks").glob("*.jsonl"))
-    rows = [json.loads(line)["text"] for file in files for line in file.read_text().splitlines()]
-    assert texts == rows[-10:]
+    texts = [[json.loads(line)["text"] for line in file.read_text().splitlines()] for file in files]
+    expected = [text for block in texts for text in block if HeldOut(10 / 90).holds(text)]
+    assert [row.value for row in rows] == expected
+    assert all(texts[row.block_id][row.row] == row.value for row in rows)
+    assert len(few) == 3
+    assert {row.block_id for row in few} == {0, 1, 2}, "from everywhere"
+
+
+def test_each_text_is_measured_by_itself_too(model_dir):
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = ["the list of a file", "", "it is the name of the value", "von der Größe"]
+    found = evaluate(model, texts, tokenizer, sequence_length=7)
+    assert [one.index for one in found.documents] == [0, 2, 3]
+    assert sum(one.tokens for one in found.documents) == found.tokens
+    total = sum(one.loss * one.tokens for one in found.documents)
+    assert total / found.tokens == pytest.approx(found.loss)
+    alone = evaluate(model, texts[:1], tokenizer, sequence_length=7)
+    assert alone.loss == pytest.approx(found.documents[0].loss, rel=1e-5)
+    assert found.worst(2) == sorted(found.documents, key=lambda one: -one.loss)[:2]
 
 
 @pytest.mark.parametrize("length", [7, 16, 1000])
@@ -252,15 +271,24 @@ def test_of_conversations_is_counted_what_training_counts(model_dir):
 
 
 def test_held_out_conversations_need_no_tokenizer(training, tmp_path):
-    rows = "".join(json.dumps({"messages": CHATS[n % 2], "n": n}) + "\n" for n in range(20))
-    rows += json.dumps({"messages": [{"role": "assistant", "content": "once"}]}) + "\n"
+    training.config = training.config.replace(data={"evaluation_dataset": None})
+    chats = [[{"role": "assistant", "content": f"once {number}"}] for number in range(40)]
+    rows = "".join(json.dumps({"messages": chat, "n": n}) + "\n" for n, chat in enumerate([*chats, *chats]))
     (tmp_path / "raw.jsonl").write_text(rows)
     process_raw_dataset_to_blocks(tmp_path / "raw.jsonl", tmp_path / "blocks", "chats")
     with BlockManager(tmp_path / "blocks") as blocks:
-        [only] = heldout_texts(blocks, training.config)
-        assert only.messages == [{"role": "assistant", "content": "once"}]
-        with pytest.raises(ConfigError, match="occurs only once"):
-            heldout_texts(blocks, training.config.replace(data={"max_samples": 20}))
+        found = heldout_rows(blocks, training.config)
+        assert found
+        assert all(row.value.messages == chats[row.row] for row in found), "a copy is no other row"
+
+
+def test_nothing_held_out_is_an_error(training, tmp_path):
+    rows = [text for text in (f"row {number}" for number in range(20)) if not HeldOut(0.5).holds(text)][:2]
+    (tmp_path / "raw.txt").write_text("\n".join(rows))
+    process_raw_dataset_to_blocks(tmp_path / "raw.txt", tmp_path / "blocks", "rows")
+    config = training.config.replace(data={"heldout_samples": 1, "evaluation_dataset": None})
+    with BlockManager(tmp_path / "blocks") as blocks, pytest.raises(ConfigError, match="no text of 2 rows"):
+        heldout_rows(blocks, config)
 
 
 @pytest.mark.parametrize("limit", [1, 300 * 4 * 3, 300 * 4 * 40])

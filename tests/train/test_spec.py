@@ -12,10 +12,10 @@ from metaflow_hf.events import ClaimDone
 from metaflow_hf.store import datastore
 from metaflow_hf.store.objects import CreateResult
 from metaflow_hf.train import start_lineage
+from metaflow_hf.train.heldout import HeldOut, training_samples
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.pinning import pinned, sources_of
-from metaflow_hf.train.spec import training_samples
 
 
 def test_another_configuration_is_refused_with_every_difference(training):
@@ -80,17 +80,23 @@ def test_a_claim_that_does_not_divide_a_chunk_is_refused(training):
         training.start(rounds={"claim_samples": 7})
 
 
-def test_held_out_and_surplus_rows_are_not_trained(training):
-    assert training_samples([40, 40, 20], training.config) == [40, 40, 10]
-    limited = training.config.replace(data={"max_samples": 60})
-    assert training_samples([40, 40, 20], limited) == [40, 10, 0]
-    assert training_samples([40, 40, 20], training.config.replace(data={"evaluation_dataset": "x"})) == [
-        40,
-        40,
-        20,
-    ]
+def test_surplus_rows_are_not_in_the_order(training):
+    config = training.config.replace(data={"evaluation_dataset": None})
+    assert training_samples([40, 40, 20], config) == [40, 40, 20]
+    assert training_samples([40, 40, 20], config.replace(data={"max_samples": 60})) == [40, 20, 0]
     with pytest.raises(ConfigError, match="nothing is left"):
-        training_samples([5], training.config)
+        training_samples([5], config)
+
+
+def test_how_much_is_held_out(training):
+    config = training.config.replace(data={"evaluation_dataset": None})
+    assert HeldOut.of(100, config).fraction == 0.1
+    assert HeldOut.of(100, config.replace(data={"max_samples": 20})).fraction == 0.5
+    assert HeldOut.of(10**6, config).fraction == 0.001
+    assert not HeldOut.of(100, training.config).fraction
+    sides = HeldOut(0.25)
+    held = sum(sides.holds(f"text {number}") for number in range(4_000))
+    assert 900 < held < 1_100
 
 
 def test_a_lineage_that_was_never_started_is_named(training):

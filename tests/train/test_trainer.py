@@ -14,11 +14,10 @@ from metaflow_hf.errors import IntegrityError, NonFiniteLoss, TrainingIncomplete
 from metaflow_hf.events import ClaimDone, StepDone
 from metaflow_hf.train.feed import Feed
 from metaflow_hf.train.gradients import Gradients
-from metaflow_hf.train.heldout import heldout_keys, heldout_texts
+from metaflow_hf.train.heldout import NOTHING_HELD_OUT, held_out, heldout_rows, training_samples
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare
-from metaflow_hf.train.spec import training_samples
 from metaflow_hf.train.trainer import ModelTrainer
 
 LONG = " ".join(["the value of a file is not the name of it"] * 20)
@@ -39,7 +38,7 @@ def trainer_of(
     network=None,
     claim_samples=None,
     progress=lambda: None,
-    held_out=frozenset(),
+    held_out=NOTHING_HELD_OUT,
     **sections,
 ):
     config = training.config.replace(**sections)
@@ -340,26 +339,24 @@ def test_models_that_let_packed_documents_see_each_other_are_refused():
         require_isolation(model)
 
 
-def test_copies_of_held_out_texts_are_not_trained(training, tmp_path, caplog):
-    caplog.set_level("INFO", "metaflow_hf.train")
-    unique = [f"text number {number} of the file" for number in range(30)]
-    # Held out are the last ten: eight that occur once there, of which two are copied before; and a line twice.
-    rows = [*unique[:20], unique[22], unique[25], "* * *", *unique[20:28], "* * *", "* * *"]
+def test_a_text_and_its_copies_are_on_one_side_and_every_row_is_on_one(training, tmp_path):
+    unique = [f"text number {number} of the file" for number in range(60)]
+    rows = [*unique, *unique[::2], *unique[::3]]
     (tmp_path / "raw.txt").write_text("".join(f"{row}\n" for row in rows))
     process_raw_dataset_to_blocks(tmp_path / "raw.txt", tmp_path / "blocks", "copies", block_size=7)
-    config = training.config
+    config = training.config.replace(data={"heldout_samples": 20, "evaluation_dataset": None})
     with BlockManager(tmp_path / "blocks", dataset_chunk_size=5) as blocks:
-        measured = heldout_texts(blocks, config)
-        assert measured == unique[20:28]
-        samples = training_samples([block.sample_count for block in blocks.manifest.blocks], config)
-        order = ClaimOrder(samples, 5, 5, seed=7)
+        measured = [row.value for row in heldout_rows(blocks, config)]
+        order = ClaimOrder(
+            training_samples([block.sample_count for block in blocks.manifest.blocks], config), 5, 5, seed=7
+        )
         feed = Feed(
             blocks,
             order,
             tokenizer := load_tokenizer(training.model_dir),
             config,
             text_column="text",
-            held_out=heldout_keys(blocks, config),
+            held_out=held_out(blocks, config),
         )
         tokens = []
         for position in range(order.num_positions):
@@ -368,6 +365,5 @@ def test_copies_of_held_out_texts_are_not_trained(training, tmp_path, caplog):
             for batch in feed.take(claim):
                 tokens += batch.input_ids[batch.attention_mask.bool()].tolist()
     trained = tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1]
-    assert sorted(trained) == sorted([*unique[:20], "* * *"])
-    assert feed.copies == 2
-    assert "copies of held-out texts" in caplog.text
+    assert len(measured) == len(set(measured)) > 5
+    assert sorted(trained) == sorted(row for row in rows if row not in measured)

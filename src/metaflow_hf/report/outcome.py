@@ -44,12 +44,23 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorstRow:
+    """A held-out row that the trained model predicts badly: where it lies, how it begins, losses in nats per token."""
+
+    place: str
+    text: str
+    loss: float
+    loss_before: float | None
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a run achieved.
 
     ``before`` and ``after`` are the same held-out text measured on the untrained and the trained model,
     ``unigram`` the same text under a unigram model of the training tokens, ``xz_bits_per_byte`` what ``xz -9``
-    needs for it. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
+    needs for it. ``worst`` are the held-out rows that the trained model predicts worst, worst first. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
     reference (a plain dict), ``seconds`` the wall clock of the training, ``card`` the card's path or address,
     ``run_pathspec`` (``TrainFlow/17``) and ``artifact`` where the reference can be found again.
     """
@@ -60,6 +71,7 @@ class Outcome:
     unigram: Evaluated | None = None
     xz_bits_per_byte: float | None = None
     samples: tuple[Sampled, ...] = ()
+    worst: tuple[WorstRow, ...] = ()
     model: Mapping[str, Any] | None = None
     tokens: int = 0
     seconds: float = 0.0

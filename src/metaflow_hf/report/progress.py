@@ -76,8 +76,9 @@ class ProgressLines:
             case Notice():
                 return event.message
             case Evaluated():
+                name = f"round {event.round}" if event.round else event.name
                 return (
-                    f"evaluation {event.name}: loss {units.loss(event.loss)}, perplexity "
+                    f"evaluation {name}: loss {units.loss(event.loss)}, perplexity "
                     f"{units.perplexity(event.perplexity)}, {event.bits_per_byte:.3f} bits per byte "
                     f"({units.count(event.tokens)} tokens)"
                 )
@@ -122,7 +123,7 @@ class ProgressLines:
         return (
             f"round {event.round}: {workers}, {units.count(event.positions_done)}/"
             f"{units.count(event.positions_total)} positions, loss {units.loss(event.loss)}, "
-            f"waited {units.duration(waited)}{', the last one' if event.final else ''}"
+            f"waited {units.duration(waited)}{_ending(event)}"
         )
 
     def _download(self, event: DownloadProgress, now: float) -> str | None:
@@ -134,6 +135,12 @@ class ProgressLines:
         seconds = now - start
         rate = f", {units.byte_size((event.done_bytes - first_bytes) / seconds)}/s" if seconds > 0 else ""
         return f"download {event.name}: {units.byte_size(event.done_bytes)}{total}{rate}"
+
+
+def _ending(event: RoundClosed) -> str:
+    if not event.final:
+        return ""
+    return f", the last one: {event.stopped}" if event.stopped else ", the last one"
 
 
 def _positions(number: int) -> str:

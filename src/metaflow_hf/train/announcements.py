@@ -84,6 +84,7 @@ class Announcer:
             waited_seconds=waited,
             final=manifest.final,
             positions_lost=manifest.lost_since(base.manifest),
+            stopped=manifest.stopped,
         )
         for attempt, reason in manifest.rejected.items():
             self.notice(f"round {closed.number}: the work of {attempt} is not used: {reason}")

@@ -22,6 +22,7 @@ from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.merge import Merger
 from metaflow_hf.train.outer import OuterStep, average, nesterov
 from metaflow_hf.train.trainer import Trainer
+from metaflow_hf.train.validation import Validator
 from metaflow_hf.train.worker import Plan, Worker
 
 
@@ -43,6 +44,7 @@ def assemble_worker(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     outer_step: OuterStep | None = None,
+    validator: Validator | None = None,
     nonce: Callable[[], str] = new_nonce,
 ) -> Worker:
     """A worker of the parts given; whatever it touches outside of itself is among them."""
@@ -59,6 +61,7 @@ def assemble_worker(
         outer_step=outer_step or _outer_step(rounds),
         max_failures=plan.max_failures,
         skip_failing=plan.skip_failing,
+        enough=validator.enough if validator is not None else lambda: "",
         progress=heartbeat.progress,
         nonce=nonce,
     )
@@ -91,6 +94,7 @@ def assemble_worker(
         heartbeat=heartbeat,
         watch=watch,
         announcer=Announcer(attempt=attempt, budget=plan.budget, on_event=on_event),
+        validator=validator,
         stop=stop,
         clock=clock,
     )

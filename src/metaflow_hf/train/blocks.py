@@ -41,7 +41,7 @@ def check_sources(data: DataConfig) -> None:
     if len({identity(source) for source in sources}) < len(sources):
         raise ConfigError(
             f"data.evaluation_dataset: {data.evaluation_dataset} is what data.dataset trains on: nothing would be "
-            "held out. Name another split (hf://name:config:split), or leave it out: then the last "
+            "held out. Name another split (hf://name:config:split), or leave it out: then about "
             f"data.heldout_samples = {data.heldout_samples} rows are held out."
         )
 

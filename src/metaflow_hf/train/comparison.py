@@ -1,26 +1,34 @@
 """The same held-out text and prompts under two models, beside what needs no training."""
 
 import math
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
 from metaflow_hf.events import ClaimDone, Evaluated, Event, Sampled, StepDone
 from metaflow_hf.report import UnigramModel, xz_bits_per_byte
-from metaflow_hf.report.outcome import Outcome, Plan
-from metaflow_hf.train.evaluation import Evaluation, Passage, evaluate, passages
-from metaflow_hf.train.generation import generate
-from metaflow_hf.train.heldout import first_texts, heldout_texts, value_of
+from metaflow_hf.report.outcome import Outcome, Plan, WorstRow
+from metaflow_hf.train.evaluation import Evaluation, Passage, passages
+from metaflow_hf.train.heldout import (
+    HeldOutRow,
+    Value,
+    held_out,
+    measured_rows,
+    training_samples,
+    value_of,
+)
+from metaflow_hf.train.measuring import evaluated, measure
 from metaflow_hf.train.models import load_model, load_tokenizer
-from metaflow_hf.train.spec import training_samples
 
 UNIGRAM_ROWS: Final = 20_000
+WORST_ROWS: Final = 5
+EXCERPT: Final = 200  # characters
 
 
 def compare(
@@ -40,14 +48,11 @@ def compare(
     ``events`` are those of all workers, ``run`` is the pathspec of the run.
     """
     tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-    texts = (
-        heldout_texts(training, config)
-        if heldout is None
-        else first_texts(heldout, config.evaluation.max_samples)
-    )
+    measured = measured_rows(training, heldout, config)
+    texts = [row.value for row in measured]
     read = passages(texts, tokenizer, loss_on=config.data.loss_on)
-    some = config.data.loss_on == "assistant" and not all(isinstance(text, str) for text in texts)
     figures: dict[str, Evaluated] = {}
+    found: dict[str, Evaluation] = {}
     samples: list[Sampled] = []
     for name, directory in (("before", base_dir), ("after", model_dir)):
         # What training began with: fresh weights where those were asked for.
@@ -59,15 +64,12 @@ def compare(
             base_dir=base_dir,
         )
         network.to("cuda" if torch.cuda.is_available() else "cpu")
-        evaluation = evaluate(
-            network,
-            texts,
-            tokenizer,
-            sequence_length=config.data.sequence_length,
-            loss_on=config.data.loss_on,
-        )
-        figures[name] = _evaluated(name, evaluation, "assistant" if some else "")
-        samples += _samples(name, network, tokenizer, config)
+        look = measure(network, tokenizer, texts, config)
+        found[name] = look.evaluation
+        figures[name] = evaluated(name, look.evaluation, look.counted)
+        samples += [
+            Sampled(time=time.time(), name=name, prompt=prompt, text=text) for prompt, text in look.samples
+        ]
     return Outcome(
         plan=plan,
         before=figures["before"],
@@ -75,6 +77,7 @@ def compare(
         unigram=_unigram(training, read, tokenizer, config, figures["after"]),
         xz_bits_per_byte=xz_bits_per_byte([passage.text for passage in read]),
         samples=tuple(samples),
+        worst=_worst(measured, found["before"], found["after"]),
         model=dict(model),
         tokens=int(model["metadata"]["tokens"]),
         seconds=_seconds(events),
@@ -83,20 +86,24 @@ def compare(
     )
 
 
-def _samples(name: str, network: nn.Module, tokenizer: Any, config: TrainConfig) -> list[Sampled]:
-    settings = config.evaluation
-    texts = generate(
-        network,
-        settings.prompts,
-        tokenizer,
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        seed=settings.seed,
+def _worst(rows: Sequence[HeldOutRow], before: Evaluation, after: Evaluation) -> tuple[WorstRow, ...]:
+    """The rows that the trained model predicts worst, beside what the untrained one made of them."""
+    earlier = {one.index: one.loss for one in before.documents}
+    return tuple(
+        WorstRow(
+            place=str(rows[one.index]),
+            text=_excerpt(rows[one.index].value),
+            loss=one.loss,
+            loss_before=earlier.get(one.index),
+            tokens=one.tokens,
+        )
+        for one in after.worst(WORST_ROWS)
     )
-    return [
-        Sampled(time=time.time(), name=name, prompt=prompt, text=text)
-        for prompt, text in zip(settings.prompts, texts, strict=True)
-    ]
+
+
+def _excerpt(value: Value) -> str:
+    text = value if isinstance(value, str) else " ".join(str(turn.get("content")) for turn in value.messages)
+    return textwrap.shorten(text, EXCERPT, placeholder=" …")
 
 
 def _unigram(
@@ -109,7 +116,10 @@ def _unigram(
         training_samples([block.sample_count for block in training.manifest.blocks], config)
     ):
         rows += training.read_rows(block_id, 0, min(samples, UNIGRAM_ROWS - len(rows)))
-    values = [value for row in rows if (value := value_of(row, column)) is not None]
+    sides = held_out(training, config)
+    values = [
+        value for row in rows if (value := value_of(row, column)) is not None and not sides.holds(value)
+    ]
     trained = passages(values, tokenizer, loss_on=config.data.loss_on)
     model = UnigramModel([passage.predicted for passage in trained], len(tokenizer))
     loss = model.loss([passage.predicted for passage in read])
@@ -122,19 +132,6 @@ def _unigram(
         bits_per_byte=loss / math.log(2) * measured.tokens / measured.bytes,
         tokens=measured.tokens,
         bytes=measured.bytes,
-    )
-
-
-def _evaluated(name: str, evaluation: Evaluation, counted: str) -> Evaluated:
-    return Evaluated(
-        time=time.time(),
-        name=name,
-        counted=counted,
-        loss=evaluation.loss,
-        perplexity=evaluation.perplexity,
-        bits_per_byte=evaluation.bits_per_byte,
-        tokens=evaluation.tokens,
-        bytes=evaluation.bytes,
     )
 
 

@@ -21,6 +21,16 @@ logger = logging.getLogger("metaflow_hf.train")
 WINDOWS_PER_BATCH: Final = 8
 # Logits of one pass, in fp32.
 LOGITS_BYTES: Final = 256 * 2**20
+_FEW_TOKENS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentLoss:
+    """How well one text was predicted: its number among those given, mean loss in nats, and predicted tokens."""
+
+    index: int
+    loss: float
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +38,8 @@ class Evaluation:
     """``loss`` in nats per predicted token, ``perplexity`` its exponential; ``bits_per_byte`` is the length of the
     texts, ends of documents included, when coded by the model, in bits per byte of UTF-8.
 
-    ``tokens`` were predicted, ``bytes`` are those that they stand for.
+    ``tokens`` were predicted, ``bytes`` are those that they stand for. ``documents`` are the texts with a predicted
+    token, each by itself, in the order given.
     """
 
     loss: float
@@ -36,14 +47,23 @@ class Evaluation:
     bits_per_byte: float
     tokens: int
     bytes: int
+    documents: tuple[DocumentLoss, ...] = ()
+
+    def worst(self, number: int) -> list[DocumentLoss]:
+        """The texts that were predicted worst, worst first; very short ones, whose loss says little, come last."""
+        ranked = sorted(self.documents, key=lambda one: (one.tokens < _FEW_TOKENS, -one.loss))
+        return ranked[:number]
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A held-out text as it is measured: its tokens, those to be predicted with labels, and what these stand for."""
+    """A held-out text as it is measured: its tokens, those to be predicted with labels, what these stand for, and its
+    number among the texts given.
+    """
 
     document: Document
     text: str
+    index: int = 0
 
     @property
     def predicted(self) -> list[int]:
@@ -83,7 +103,7 @@ def evaluate(
     if tokenizer is None:
         raise ConfigError("evaluate needs the tokenizer of a model that is given as an object.")
     read = passages(texts, tokenizer, loss_on=loss_on)
-    stream, num_bytes = _stream(read, tokenizer)
+    stream, owners, num_bytes = _stream(read, tokenizer)
     tokens = sum(label != IGNORE_INDEX for label in stream.labels[1:])
     if tokens == 0 or num_bytes <= 0:
         raise ConfigError(f"there is nothing to predict in the {len(texts)} texts given.")
@@ -93,9 +113,11 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad():
-            total = sum(_loss_sum(model, inputs.to(place), targets.to(place)) for inputs, targets in windows)
+            parts = [_losses(model, inputs.to(place), targets.to(place)).cpu() for inputs, targets in windows]
     finally:
         model.train(was_training)
+    losses = torch.cat(parts)
+    total = float(losses.sum())
     loss = total / tokens
     return Evaluation(
         loss=loss,
@@ -103,6 +125,7 @@ def evaluate(
         bits_per_byte=total / math.log(2) / num_bytes,
         tokens=tokens,
         bytes=num_bytes,
+        documents=_by_document(losses, owners, stream),
     )
 
 
@@ -111,9 +134,11 @@ def passages(
 ) -> list[Passage]:
     """The texts and conversations that are not empty, with what of them is to be predicted, ends included."""
     items: list[str | Transcript] = []
+    numbers: list[int] = []
     for number, text in enumerate(texts):
         if not text:
             continue
+        numbers.append(number)
         if not isinstance(text, str):
             chat = text if isinstance(text, Conversation) else Conversation(text)
             spoken = loss_on == "assistant"
@@ -121,30 +146,45 @@ def passages(
         else:
             items.append(text)
     read = []
-    for item, document in zip(items, encode(items, tokenizer, loss_on=loss_on), strict=True):
+    documents = encode(items, tokenizer, loss_on=loss_on)
+    for number, item, document in zip(numbers, items, documents, strict=True):
         if not document.input_ids:
             continue
         labels = list(document.labels)
         if isinstance(item, str) and _begins(tokenizer, document.input_ids):
             labels[0] = IGNORE_INDEX
         counted = item if isinstance(item, str) else item.spoken_text if loss_on == "assistant" else item.text
-        read.append(
-            Passage(end_document(Document(document.input_ids, labels), tokenizer.eos_token_id), counted)
-        )
+        ended = end_document(Document(document.input_ids, labels), tokenizer.eos_token_id)
+        read.append(Passage(ended, counted, number))
     return read
 
 
-def _stream(read: Sequence[Passage], tokenizer: Any) -> tuple[Document, int]:
-    """All passages in a row, and how many bytes what is predicted after the first token stands for."""
+def _stream(read: Sequence[Passage], tokenizer: Any) -> tuple[Document, list[int], int]:
+    """All passages in a row, the number of the text that each token is of, and how many bytes what is predicted after
+    the first token stands for.
+    """
     num_bytes = sum(len(passage.text.encode()) for passage in read)
     ids = [token for passage in read for token in passage.document.input_ids]
     labels = [label for passage in read for label in passage.document.labels]
+    owners = [passage.index for passage in read for _ in passage.document.input_ids]
     if not ids or labels[0] == IGNORE_INDEX:
-        return Document(ids, labels), num_bytes
+        return Document(ids, labels), owners, num_bytes
     end = tokenizer.eos_token_id
     if end is not None:
-        return Document([end, *ids], [IGNORE_INDEX, *labels]), num_bytes
-    return Document(ids, labels), num_bytes - len(tokenizer.decode(ids[:1]).encode())
+        return Document([end, *ids], [IGNORE_INDEX, *labels]), [owners[0], *owners], num_bytes
+    return Document(ids, labels), owners, num_bytes - len(tokenizer.decode(ids[:1]).encode())
+
+
+def _by_document(losses: Tensor, owners: Sequence[int], stream: Document) -> tuple[DocumentLoss, ...]:
+    """Losses [N] of the predicted tokens, in order, as means over the texts that they are of."""
+    counted = torch.tensor(stream.labels[1:]) != IGNORE_INDEX
+    owner = torch.tensor(owners[1:])[counted]
+    tokens = torch.bincount(owner)
+    sums = torch.bincount(owner, weights=losses)
+    return tuple(
+        DocumentLoss(index, float(sums[index]) / int(tokens[index]), int(tokens[index]))
+        for index in tokens.nonzero().flatten().tolist()
+    )
 
 
 def _begins(tokenizer: Any, document: Sequence[int]) -> bool:
@@ -180,19 +220,20 @@ def _logits_bytes(model: nn.Module, tokens: int) -> int:
     return tokens * int(getattr(text_config, "vocab_size", 1)) * 4
 
 
-def _loss_sum(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+def _losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each counted target [N], in order, in double precision."""
     if _logits_bytes(model, inputs.numel()) > LOGITS_BYTES:
         try:
             return _rolled_out(model, inputs, targets)
         except UnsupportedModelError as error:
             logger.warning(f"all logits of {inputs.shape[1]:,} tokens are made at once: {error}")
     logits = model(input_ids=inputs, use_cache=False).logits
-    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-    return float(losses.double())
+    losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return losses[targets.flatten() != IGNORE_INDEX].double()
 
 
-def _rolled_out(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
-    """The same sum with the logits of one token chunk in memory at a time."""
+def _rolled_out(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The same of one window, with the logits of one token chunk in memory at a time."""
     from metaflow_hf.rollout.causal_lm import CausalLM
     from metaflow_hf.rollout.passes import ChunkPasses, Plan
     from metaflow_hf.rollout.probe import require
@@ -202,12 +243,19 @@ def _rolled_out(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
     report = require(model, exact=False)
     places = torch.arange(inputs.shape[1], device=inputs.device).expand_as(inputs)
     chunk = max(LOGITS_BYTES // _logits_bytes(model, len(inputs)), 2)
+    found: list[Tensor] = []
+
+    def keep(logits: Tensor, wanted: Tensor) -> Tensor:
+        found.append(nn.functional.cross_entropy(logits.float(), wanted, reduction="none").double())
+        return found[-1]
+
     plan = Plan(
         chunk_size=chunk,
         exact=False,
         use_cpu_offload=False,
         gradient_checkpointing=False,
-        ce_loss_fn=None,
+        ce_loss_fn=keep,
     )
     sequence = TokenSequence(inputs, targets, None, places, IGNORE_INDEX)
-    return float(ChunkPasses(lm, sequence, plan, linear_head=report.linear_head).losses().double())
+    ChunkPasses(lm, sequence, plan, linear_head=report.linear_head).losses()
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)

@@ -41,6 +41,7 @@ def export_lineage(
     step: str,
     task: str,
     label: str = "model",
+    best: bool = False,
     base_model: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
@@ -50,21 +51,29 @@ def export_lineage(
 
     ``store`` is rooted at ``training/<lineage>/``; ``models`` at the root that references are loaded from. The
     weights are copied, so the reference outlives the lineage. Adapters are folded into the model, or are what is saved
-    (``model.lora.save``). ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
+    (``model.lora.save``). With ``best`` it is the round with the lowest held-out loss of those that were measured while
+    training went on, which may be the last as well; to be asked for first, because a collection may free the weights of
+    earlier rounds once the last is exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
     ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final,
     ``NotFound`` when model and weights are both gone.
     """
     lineage = Lineage(store)
     newest = _final(lineage)
-    digest = newest.manifest.weights.digest
-    exports = _Exports(lineage, models, f"adapter-{digest}" if _saves_adapter(config) else digest)
+    closed = (best and _best(lineage, newest)) or newest
+    digest = closed.manifest.weights.digest
+    exports = _Exports(
+        lineage,
+        models,
+        f"adapter-{digest}" if _saves_adapter(config) else digest,
+        folder="exports" if closed is newest else "best",
+    )
     reference = exports.usable()
     if reference is not None:
         return reference
     try:
         with tempfile.TemporaryDirectory(prefix="export-") as scratch:
             directory = Path(scratch) / "model"
-            write_model(lineage, newest, model_dir, config, directory, base_model=base_model)
+            write_model(lineage, closed, model_dir, config, directory, base_model=base_model)
             reference = save_directory(
                 models,
                 directory,
@@ -72,9 +81,9 @@ def export_lineage(
                 run=run,
                 step=step,
                 task=task,
-                label=label,
+                label=label if closed is newest else f"{label}-best",
                 metadata={
-                    **_facts(lineage, newest),
+                    **_facts(lineage, closed),
                     **_adapter_facts(config, base_model or {}),
                     **(metadata or {}),
                 },
@@ -94,15 +103,16 @@ def export_lineage(
 
 
 class _Exports:
-    """The records of what one final round was exported as, oldest first; all but the last were deleted models.
+    """The records of what one round was exported as, oldest first; all but the last were deleted models.
 
     ``name`` is the digest of the round's weights, and the kind of export where there are several.
     """
 
-    def __init__(self, lineage: Lineage, models: ObjectStore, name: str) -> None:
+    def __init__(self, lineage: Lineage, models: ObjectStore, name: str, *, folder: str = "exports") -> None:
         self._store = lineage.store
         self._models = models
         self._name = name
+        self._folder = folder
 
     def usable(self) -> ModelRef | None:
         """The reference of the newest record, if the model is still stored."""
@@ -117,7 +127,7 @@ class _Exports:
                 return known
             # Of all who saw these records, one creates the next.
             suffix = f".{len(records)}" if records else ""
-            self._store.create(f"exports/{self._name}{suffix}.json", encode_json(reference.to_json()))
+            self._store.create(f"{self._folder}/{self._name}{suffix}.json", encode_json(reference.to_json()))
 
     def _newest(self, records: list[str]) -> ModelRef | None:
         if not records:
@@ -126,8 +136,8 @@ class _Exports:
         return reference if self._is_stored(reference) else None
 
     def _records(self) -> list[str]:
-        keys = [info.key for info in self._store.list("exports")]
-        keys = [key for key in keys if key.startswith(f"exports/{self._name}.")]
+        keys = [info.key for info in self._store.list(self._folder)]
+        keys = [key for key in keys if key.startswith(f"{self._folder}/{self._name}.")]
         return sorted(keys, key=lambda key: (len(key), key))
 
     def _is_stored(self, reference: ModelRef) -> bool:
@@ -186,6 +196,18 @@ def _final(lineage: Lineage) -> ClosedRound:
     return newest
 
 
+def _best(lineage: Lineage, newest: ClosedRound) -> ClosedRound | None:
+    """The best measured round whose weights are stored, or were exported; ``None`` when that is the newest."""
+    exported = [info.key for info in lineage.store.list("best")]
+    for found in sorted(lineage.validations(), key=lambda item: (item.loss, item.round)):
+        if found.weights == newest.manifest.weights:
+            return None
+        is_exported = any(found.weights.digest in key for key in exported)
+        if is_exported or list(lineage.store.list(found.weights.key.rpartition("/")[0])):
+            return lineage.round(found.round)
+    return None
+
+
 def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
     manifest = newest.manifest
     skipped = Positions.from_ranges(manifest.skipped)
@@ -195,4 +217,11 @@ def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "positions_done": len(manifest.settled - skipped),
         "positions_skipped": len(skipped),
+        **_measured(lineage, newest),
     }
+
+
+def _measured(lineage: Lineage, closed: ClosedRound) -> dict[str, Any]:
+    """The held-out loss of a round that was measured while training went on."""
+    found = [item for item in lineage.validations() if item.round == closed.number]
+    return {"held_out_loss": found[0].loss} if found else {}

@@ -10,7 +10,7 @@ from metaflow_hf.data.batches import Batch, Document, LeftOut, encode_rows, make
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.data.prefetch import Prefetcher
-from metaflow_hf.train.heldout import key_of, value_of
+from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut, value_of
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -23,18 +23,18 @@ class RowReader(Protocol):
 
 @dataclass(slots=True)
 class Prepared:
-    """What one claim is trained on, and what of it is not: too long, or a copy of a held-out text."""
+    """What one claim is trained on, and what of it is not: documents too long, and rows that are held out."""
 
     batches: list[Batch]
     left_out: LeftOut = field(default_factory=LeftOut)
-    copies: int = 0
+    held_out: int = 0
 
 
 class Feed:
     """Batches of claims: a function of rows, tokenizer and configuration, whoever asks and whenever.
 
-    At most one claim is made ready ahead of the one that is trained, so memory holds the batches of two. Rows whose
-    key is in ``held_out`` are not trained; ``max_positions`` are those that the model knows.
+    At most one claim is made ready ahead of the one that is trained, so memory holds the batches of two. Rows that
+    ``held_out`` holds are not trained; ``max_positions`` are those that the model knows.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Feed:
         *,
         text_column: str,
         max_positions: int | None = None,
-        held_out: frozenset[bytes] = frozenset(),
+        held_out: HeldOut = NOTHING_HELD_OUT,
     ) -> None:
         self._rows = rows
         self._order = order
@@ -57,7 +57,6 @@ class Feed:
         self._held_out = held_out
         self._ahead: tuple[int, Prefetcher[Prepared]] | None = None
         self.left_out = LeftOut()
-        self.copies = 0
 
     def batches(self, claim: Claim) -> list[Batch]:
         """The batches of a claim, made on the spot. Raises ``BadRowError`` and the store's errors."""
@@ -73,7 +72,7 @@ class Feed:
     def take(self, claim: Claim) -> list[Batch]:
         """``batches``, without waiting where they were prepared; an error of the thread is raised here.
 
-        What is left out is added to ``left_out`` and ``copies``, and logged.
+        What is left out is added to ``left_out``, and logged.
         """
         if self._ahead is not None and self._ahead[0] == claim.position:
             (_, ahead), self._ahead = self._ahead, None
@@ -94,7 +93,7 @@ class Feed:
 
     def _prepare(self, claim: Claim) -> Prepared:
         rows = self._rows.read_rows(claim.block_id, claim.start, claim.stop)
-        numbers = [n for n in self._order.row_order(claim.position) if not self._is_copy(rows[n])]
+        numbers = [n for n in self._order.row_order(claim.position) if not self._is_held_out(rows[n])]
         documents = encode_rows(
             [rows[number] for number in numbers],
             self._tokenizer,
@@ -103,7 +102,7 @@ class Feed:
             on_bad_row=self._config.data.on_bad_row,
             name_row=lambda index: f"block {claim.block_id}, row {claim.start + numbers[index]}",
         )
-        prepared = Prepared([], copies=len(rows) - len(numbers))
+        prepared = Prepared([], held_out=len(rows) - len(numbers))
         data = self._config.data
         policy: Any = data.long_documents
         if self._config.rollout.use_chunked_training is True:
@@ -121,11 +120,9 @@ class Feed:
         )
         return prepared
 
-    def _is_copy(self, row: dict[str, Any]) -> bool:
-        if not self._held_out:
-            return False
-        value = value_of(row, self._text_column)
-        return value is not None and key_of(value) in self._held_out
+    def _is_held_out(self, row: dict[str, Any]) -> bool:
+        value = value_of(row, self._text_column) if self._held_out.fraction else None
+        return value is not None and self._held_out.holds(value)
 
     def _known(self, document: Document, left_out: LeftOut) -> Iterator[Document]:
         """The document whole, or what the policy makes of it where it (with its end) exceeds the known positions."""
@@ -143,14 +140,10 @@ class Feed:
     def _count(self, claim: Claim, prepared: Prepared) -> None:
         found, total = prepared.left_out, self.left_out
         total.documents, total.tokens = total.documents + found.documents, total.tokens + found.tokens
-        self.copies += prepared.copies
         if found.documents:
             logger.info(
                 f"position {claim.position}: data.long_documents: {self._config.data.long_documents} left out "
                 f"{found.tokens:,} tokens of {found.documents:,} documents ({total.tokens:,} of {total.documents:,} so far)"
             )
-        if prepared.copies:
-            logger.info(
-                f"position {claim.position}: {prepared.copies:,} rows are copies of held-out texts and not trained "
-                f"({self.copies:,} so far)"
-            )
+        if prepared.held_out:
+            logger.debug(f"position {claim.position}: {prepared.held_out:,} rows are held out")

@@ -1,18 +1,28 @@
-"""Which texts are held out, so that no worker trains them: by place, and by content where they occur again."""
+"""Which rows are trained, and which are held out, so that no worker trains them.
+
+A row is held out by the hash of what it says: wherever it lies, however the dataset is cut or grows, a text and its
+copies are on the same side. Nothing has to be read to know the side of a row.
+"""
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.chat import Conversation
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.errors import ConfigError
-from metaflow_hf.train.spec import training_samples
 
 Value = str | Conversation
+
+# Of a very large dataset more rows are held out than are measured, so that few have to be read to find them.
+LEAST_FRACTION: Final = 0.001
+# The held-out rows that are measured come from so many blocks, spread over the dataset.
+_BLOCKS_READ: Final = 32
+_ROWS_AT_ONCE: Final = 1_000
 
 
 def value_of(row: Mapping[str, Any], column: str) -> Value | None:
@@ -29,52 +39,141 @@ def key_of(value: Value) -> bytes:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
 
 
-def heldout_texts(blocks: BlockManager, config: TrainConfig) -> list[Value]:
-    """Texts and conversations that no worker trains: those at the end of the dataset that are held out.
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The side of each row: held out are those whose hash is in the lowest ``fraction`` of all hashes."""
 
-    At most ``evaluation.max_samples``, without those that occur there more than once: what every other row says is
-    trained, and measures nothing. Raises ``ConfigError`` when all do, and when an ``evaluation_dataset`` is
-    configured, whose rows are to be used instead.
+    fraction: float = 0.0
+
+    @classmethod
+    def of(cls, num_samples: int, config: TrainConfig) -> Self:
+        """What holds out about ``data.heldout_samples`` of so many rows, and at least one in a thousand; nothing where
+        an evaluation dataset is configured.
+
+        Raises ``ConfigError`` when that would be all.
+        """
+        if config.data.evaluation_dataset is not None:
+            return cls()
+        total = min(num_samples, config.data.max_samples or num_samples)
+        if config.data.heldout_samples >= total:
+            raise ConfigError(
+                f"{total} samples are to be used, of which data.heldout_samples = {config.data.heldout_samples} are "
+                "held out: nothing is left to train on. Lower data.heldout_samples, or name a "
+                "data.evaluation_dataset."
+            )
+        return cls(max(config.data.heldout_samples / total, LEAST_FRACTION))
+
+    def holds(self, value: Value) -> bool:
+        """Whether a text or conversation is held out."""
+        return self.fraction > 0 and int.from_bytes(key_of(value)[:8]) < self.fraction * 2**64
+
+
+NOTHING_HELD_OUT: Final = HeldOut()
+
+
+def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[int]:
+    """Samples per block that the order covers: all but those beyond ``max_samples``. Which of them are held out, rows
+    say themselves (``heldout``).
+
+    Raises ``ConfigError`` when nothing would be left.
+    """
+    total = sum(block_samples)
+    HeldOut.of(total, config)
+    limit = min(total, config.data.max_samples or total)
+    if limit < 1:
+        raise ConfigError("the dataset has no samples: nothing is left to train on.")
+    kept = []
+    for samples in block_samples:
+        kept.append(min(samples, limit))
+        limit -= kept[-1]
+    return kept
+
+
+def held_out(blocks: BlockManager, config: TrainConfig) -> HeldOut:
+    """The side of the rows of a complete dataset."""
+    return HeldOut.of(blocks.wait_complete().total_samples, config)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutRow:
+    """A held-out text or conversation, and where it lies."""
+
+    value: Value
+    block_id: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"block {self.block_id}, row {self.row}"
+
+
+def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
+    """Rows of the dataset that no worker trains, without copies, at most ``evaluation.max_samples``.
+
+    They come from blocks spread over the whole dataset, as many from each. Raises ``ConfigError`` when there is none,
+    and when an ``evaluation_dataset`` is configured, whose rows are to be used instead.
     """
     if config.data.evaluation_dataset is not None:
         raise ConfigError("data.evaluation_dataset is configured: its texts are the held-out ones.")
-    values = _measured(blocks, config)
-    if not values:
+    sides, wanted = held_out(blocks, config), config.evaluation.max_samples
+    sizes = _sizes(blocks, config)
+    chosen = _spread(len(sizes), min(_BLOCKS_READ, wanted))
+    found: dict[bytes, HeldOutRow] = {}
+    for number, block_id in enumerate(chosen):
+        share = math.ceil((wanted - len(found)) / (len(chosen) - number))
+        for row in _of_block(blocks, config, block_id, sizes[block_id], sides):
+            if share == 0:
+                break
+            key = key_of(row.value)
+            share -= key not in found
+            found.setdefault(key, row)
+    if not found:
         raise ConfigError(
-            f"the last {config.data.heldout_samples} rows (data.heldout_samples) have no text that occurs only once among "
-            "them: nothing can be measured. Name a data.evaluation_dataset."
+            f"no text of {sum(sizes):,} rows is held out by data.heldout_samples = {config.data.heldout_samples}, so "
+            "nothing can be measured: raise it, or name a data.evaluation_dataset."
         )
-    return list(values.values())[: config.evaluation.max_samples]
+    return list(found.values())
 
 
-def heldout_keys(blocks: BlockManager, config: TrainConfig) -> frozenset[bytes]:
-    """The keys of all texts that are held out at the end of the dataset, whose copies elsewhere are not trained."""
-    if config.data.evaluation_dataset is not None:
-        return frozenset()
-    return frozenset(_measured(blocks, config))
-
-
-def first_texts(blocks: BlockManager, wanted: int) -> list[Value]:
+def evaluation_rows(blocks: BlockManager, wanted: int) -> list[HeldOutRow]:
     """The first ``wanted`` rows of an evaluation dataset, without those that have no text."""
-    values: list[Value] = []
+    found: list[HeldOutRow] = []
     for block in blocks.manifest.blocks:
         rows = blocks.read_rows(block.block_id, 0, min(block.sample_count, wanted))
         wanted -= len(rows)
-        values += [value for row in rows if (value := value_of(row, blocks.text_column)) is not None]
-    return values
+        found += [
+            HeldOutRow(value, block.block_id, number)
+            for number, row in enumerate(rows)
+            if (value := value_of(row, blocks.text_column)) is not None
+        ]
+    return found
 
 
-def _measured(blocks: BlockManager, config: TrainConfig) -> dict[bytes, Value]:
-    keyed = [(key_of(value), value) for value in _held_out(blocks, config)]
-    times = Counter(key for key, _ in keyed)
-    return {key: value for key, value in keyed if times[key] == 1}
+def measured_rows(
+    training: BlockManager, heldout: BlockManager | None, config: TrainConfig
+) -> list[HeldOutRow]:
+    """What a run measures: the rows of its evaluation dataset, or those of the dataset that it holds out."""
+    if heldout is not None:
+        return evaluation_rows(heldout, config.evaluation.max_samples)
+    return heldout_rows(training, config)
 
 
-def _held_out(blocks: BlockManager, config: TrainConfig) -> Iterator[Value]:
-    sizes = [block.sample_count for block in blocks.wait_complete().blocks]
+def _sizes(blocks: BlockManager, config: TrainConfig) -> list[int]:
+    sizes = training_samples([block.sample_count for block in blocks.wait_complete().blocks], config)
+    return [size for size in sizes if size]
+
+
+def _spread(available: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of so many numbers, evenly spaced."""
+    number = min(available, wanted)
+    return [index * available // number for index in range(number)]
+
+
+def _of_block(
+    blocks: BlockManager, config: TrainConfig, block_id: int, size: int, sides: HeldOut
+) -> Iterator[HeldOutRow]:
     column = config.data.text_column or blocks.text_column
-    wanted = config.data.heldout_samples
-    for block_id, (start, size) in enumerate(zip(training_samples(sizes, config), sizes, strict=True)):
-        rows = blocks.read_rows(block_id, start, min(size, start + wanted))
-        wanted -= len(rows)
-        yield from (value for row in rows if (value := value_of(row, column)) is not None)
+    for start in range(0, size, _ROWS_AT_ONCE):
+        for number, row in enumerate(blocks.read_rows(block_id, start, min(start + _ROWS_AT_ONCE, size))):
+            value = value_of(row, column)
+            if value is not None and sides.holds(value):
+                yield HeldOutRow(value, block_id, start + number)

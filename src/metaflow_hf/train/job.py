@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Self
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import Event
-from metaflow_hf.references import ModelRef
 from metaflow_hf.report.outcome import Outcome, Plan
 from metaflow_hf.store import ObjectStore, configured_store, quote_part
 
@@ -193,6 +192,7 @@ class TrainingJob:
         with tempfile.TemporaryDirectory(prefix="metrics-") as scratch, stopping() as stop:
             path = Path(scratch) / "metrics.jsonl"
             with MetricsFile(path) as metrics, self._open(self.training) as blocks, ExitStack() as stack:
+                heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
                 trackers = [
                     stack.enter_context(
                         closing(
@@ -210,6 +210,7 @@ class TrainingJob:
                     on_event=fan_out(metrics, lines, *trackers),
                     stop=stop,
                     notice=Path(notice) if notice else None,
+                    heldout=heldout,
                 )
             return path.read_text("utf-8")
 
@@ -224,12 +225,18 @@ class TrainingJob:
         return [*branches, *(metrics for attempt, metrics in stored.items() if attempt not in told)]
 
     def export(
-        self, model_dir: str | Path, *, pathspec: str, base_model: Mapping[str, Any] | None = None
+        self,
+        model_dir: str | Path,
+        *,
+        pathspec: str,
+        base_model: Mapping[str, Any] | None = None,
+        best: bool = False,
     ) -> dict[str, Any]:
         """The final model as a reference; the same one however often it is asked for.
 
-        ``pathspec`` is flow/run/step/task, ``base_model`` the reference of ``model_dir``, which the metadata name.
-        Raises ``TrainingIncomplete`` while the lineage is not final.
+        ``pathspec`` is flow/run/step/task, ``base_model`` the reference of ``model_dir``, which the metadata name. With
+        ``best`` it is that of the round with the lowest held-out loss, to be asked for first. Raises
+        ``TrainingIncomplete`` while the lineage is not final.
         """
         from metaflow_hf.train.export import export_lineage
 
@@ -244,6 +251,7 @@ class TrainingJob:
             run=run,
             step=step,
             task=task,
+            best=best,
             base_model=base_model or {},
             metadata={"base_model": self.config.model.name, "dataset": self.config.data.dataset},
         )

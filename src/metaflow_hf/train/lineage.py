@@ -9,7 +9,9 @@
     deltas/<r>/<attempt>.json       a worker's contribution to that round (….safetensors beside it, first)
     heartbeats/<attempt>            moves while the worker makes progress
     metrics/<attempt>/<n>.jsonl     what a worker told of its work, for reports
+    evaluations/<r>.json            held-out figures of round r, measured while training goes on
     exports/<digest>.json           the model reference that a final lineage became (….<n>.json: after it was deleted)
+    best/<digest>.json              the same of the round with the best held-out figures, where it is not the last
     keep-all                        there when nothing of the lineage may ever be collected
 
 Correctness rests on ``create`` of ``spec.json``, ``claims`` and ``rounds`` alone.
@@ -24,7 +26,17 @@ from typing import Final
 
 from metaflow_hf.errors import NotFound, StoreUnavailable, TrainingIncomplete
 from metaflow_hf.store.objects import CreateResult, Digest, ObjectStore
-from metaflow_hf.train.records import ClaimRecord, Delta, Payload, Record, Round, Spec, decode, digest_of
+from metaflow_hf.train.records import (
+    ClaimRecord,
+    Delta,
+    Payload,
+    Record,
+    Round,
+    Spec,
+    Validation,
+    decode,
+    digest_of,
+)
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -59,6 +71,7 @@ class Lineage:
     def __init__(self, store: ObjectStore) -> None:
         self.store = store
         self._claims: dict[str, str] = {}
+        self._validations: dict[str, Validation] = {}
 
     def spec(self) -> Spec:
         """What the lineage trains. Raises ``TrainingIncomplete`` when it was never started."""
@@ -160,14 +173,26 @@ class Lineage:
         key = f"{kind}/{number_part(number)}/{digest.sha256}/model.safetensors"
         return self.upload(path, key, digest)
 
-    def sweep(self, newest: ClosedRound) -> int:
+    def create_validation(self, found: Validation) -> bool:
+        """Records held-out figures of a round, once; False when there are some already."""
+        return self._create(f"evaluations/{number_part(found.round)}{_JSON}", found).created
+
+    def validations(self) -> list[Validation]:
+        """The held-out figures of all measured rounds, in order; each is read once in this object's life."""
+        for info in self.store.list("evaluations"):
+            if info.key not in self._validations:
+                content = self.store.get(info.key)
+                self._validations[info.key] = decode(Validation, content, where=info.key)
+        return [self._validations[key] for key in sorted(self._validations)]
+
+    def sweep(self, newest: ClosedRound, *, keep: Iterable[str] = ()) -> int:
         """Deletes what no living worker needs: everything of rounds two and more before the newest.
 
-        What the newest round and its parent name stays, however old. Returns the number of deleted objects;
-        a refused delete is logged and left for later.
+        What the newest round and its parent name stays, however old, and so do the keys to ``keep``. Returns the number
+        of deleted objects; a refused delete is logged and left for later.
         """
         parent = self.round(newest.number - 1)
-        kept = _named(item for item in (newest, parent) if item is not None)
+        kept = _named(item for item in (newest, parent) if item is not None) | set(keep)
         deleted = 0
         try:
             for kind in _SWEPT_KINDS:

@@ -60,7 +60,10 @@ class States:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Merger:
-    """Makes the next round of what was published; ``nonce`` and all inputs decide every byte of the manifest."""
+    """Makes the next round of what was published; ``nonce`` and all inputs decide every byte of the manifest.
+
+    ``enough`` says why the run is to end with this round, "" while it is to go on.
+    """
 
     lineage: Lineage
     files: PayloadFiles
@@ -70,6 +73,7 @@ class Merger:
     outer_step: OuterStep
     max_failures: int = 5
     skip_failing: bool = False
+    enough: Callable[[], str] = lambda: ""
     progress: Callable[[], None] = lambda: None
     nonce: Callable[[], str] = new_nonce
 
@@ -209,6 +213,8 @@ class Merger:
             skipped |= Positions.of(p for p, count in failures.items() if count >= self.max_failures)
         tokens = old.tokens + sum(item.delta.tokens for item in good)
         out_of_data = len(done | skipped) >= self.num_positions
+        over = out_of_data or (self.max_tokens is not None and tokens >= self.max_tokens)
+        stopped = "" if over else self.enough()
         return Round(
             nonce=self.nonce(),
             closer=self.attempt,
@@ -222,7 +228,8 @@ class Merger:
             skipped=skipped.to_json(),
             failures=dict(sorted(failures.items())),
             tokens=tokens,
-            final=out_of_data or (self.max_tokens is not None and tokens >= self.max_tokens),
+            final=over or bool(stopped),
+            stopped=stopped,
             rejected=rejected,
             empty_rounds=0 if good else old.empty_rounds + 1,
         )

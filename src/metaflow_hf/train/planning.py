@@ -13,6 +13,7 @@ from metaflow_hf.data import BlockManager
 from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.heldout import HeldOut
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
@@ -38,12 +39,13 @@ def make_plan(
 ) -> Plan:
     """The plan of a started lineage. Tokens are estimated from some rows of the dataset, steps from tokens."""
     parameters, trained = _count_parameters(model_dir, config)
-    samples = int(spec.order["num_samples"])
+    total = int(spec.order["num_samples"])
+    samples = round(total * (1 - HeldOut.of(training.manifest.total_samples, config).fraction))
     sampled = _sample(training, model_dir, config)
     per_sample = sampled.tokens_per_sample
     available = round(samples * config.data.epochs * per_sample)
     tokens = min(available, spec.max_tokens or available)
-    per_claim = per_sample * spec.order["claim_samples"]
+    per_claim = per_sample * spec.order["claim_samples"] * samples / total
     workers = config.rounds.workers
     per_step = config.data.batch_size * config.data.sequence_length
     speed = tokens_per_second(model_dir, config, parameters=parameters)
@@ -59,7 +61,7 @@ def make_plan(
         trainable_parameters=trained,
         samples=samples,
         heldout_samples=min(
-            heldout.manifest.total_samples if heldout else config.data.heldout_samples,
+            heldout.manifest.total_samples if heldout else total - samples,
             config.evaluation.max_samples,
         ),
         tokens=tokens,

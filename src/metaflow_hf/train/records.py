@@ -74,7 +74,8 @@ class Round(Record, frozen=True, kw_only=True):
     ``closer`` is the attempt that committed it, ``parent`` the digest of the round before (``None`` for round 0),
     ``tokens`` counts all committed ones,
     ``failures`` how often a position was lost with its worker or in a rejected delta, ``rejected`` why deltas
-    of the round before are not in the weights. ``empty_rounds`` counts rounds in a row that committed nothing.
+    of the round before are not in the weights. ``empty_rounds`` counts rounds in a row that committed nothing;
+    ``stopped`` says why the run ends here before its data and tokens do.
     """
 
     nonce: str
@@ -92,6 +93,7 @@ class Round(Record, frozen=True, kw_only=True):
     final: bool = False
     rejected: dict[str, str] = {}
     empty_rounds: int = 0
+    stopped: str = ""
     schema: int = SCHEMA
 
     @property
@@ -129,6 +131,23 @@ class ClaimRecord(Record, frozen=True, kw_only=True):
 
     attempt: str
     nonce: str
+
+
+class Validation(Record, frozen=True, kw_only=True):
+    """Held-out figures of a round's weights, measured by ``attempt``: loss in nats per token, bits per byte.
+
+    ``tokens`` were predicted and stand for ``bytes``; ``tokens_total`` had been trained.
+    """
+
+    round: int
+    attempt: str
+    weights: Payload
+    tokens_total: int
+    loss: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    schema: int = SCHEMA
 
 
 R = TypeVar("R", bound=Record)

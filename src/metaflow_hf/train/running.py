@@ -23,18 +23,20 @@ from metaflow_hf.store.probing import probe
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, this_process
-from metaflow_hf.train.heldout import heldout_keys
+from metaflow_hf.train.heldout import held_out, training_samples
 from metaflow_hf.train.lineage import Lineage
+from metaflow_hf.train.measuring import measuring
 from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, trained_parameters
 from metaflow_hf.train.nonfinite import save_bad_step
 from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
 from metaflow_hf.train.schedule import Budget, Schedule
-from metaflow_hf.train.spec import check_same, make_spec, order_of, training_samples
+from metaflow_hf.train.spec import check_same, make_spec, order_of
 from metaflow_hf.train.stopping import StopReasons
 from metaflow_hf.train.stored_metrics import StoredMetrics
 from metaflow_hf.train.tensors import write_all
 from metaflow_hf.train.trainer import ModelTrainer
+from metaflow_hf.train.validation import Validator
 from metaflow_hf.train.worker import Plan, new_attempt
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -88,6 +90,7 @@ def train_worker(
     on_event: OnEvent = ignore,
     stop: threading.Event | None = None,
     notice: Path | None = None,
+    heldout: BlockManager | None = None,
     patience: Patience | None = None,
     pace: Pace | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -102,7 +105,8 @@ def train_worker(
     (``current.spot_termination_notice``), and the death of the parent process. Any end but a final lineage raises:
     ``TrainingIncomplete`` when stopped or when a position fails again and again, ``LineageMismatch`` for another
     configuration, ``NonFiniteLoss``, ``StoreUnavailable`` after bounded retries. ``device`` defaults to the first
-    visible GPU, else the CPU.
+    visible GPU, else the CPU. With ``evaluation.every_rounds`` held-out rows are measured meanwhile: those of
+    ``heldout``, where an evaluation dataset is configured.
     """
     rng = rng or random.SystemRandom()
     attempt = attempt or new_attempt(rng)
@@ -126,20 +130,30 @@ def train_worker(
         heartbeat.progress()
         reasons.raise_when_over()
 
+    model = _trainable_model(model_dir, config, place)
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
     trainer = ModelTrainer(
-        _trainable_model(model_dir, config, place),
-        load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code),
+        model,
+        tokenizer,
         blocks,
         order,
         config,
         text_column=config.data.text_column or blocks.text_column,
         device=place,
-        held_out=heldout_keys(blocks, config),
+        held_out=held_out(blocks, config),
         progress=progress,
         save_bad=lambda step: save_bad_step(store, step),
     )
     plan = _plan(config, spec, order)
     metrics = StoredMetrics(store, attempt, clock=clock)
+    listener = fan_out(on_event, metrics)
+    validator = Validator(
+        lineage=target,
+        attempt=attempt,
+        settings=config.evaluation,
+        measure=measuring(model, tokenizer, blocks, heldout, config),
+        on_event=listener,
+    )
     with tempfile.TemporaryDirectory(prefix="worker-") as scratch, closing(metrics):
         worker = assemble_worker(
             plan=plan,
@@ -152,7 +166,8 @@ def train_worker(
             attempt=attempt,
             rounds=config.rounds,
             pace=pace,
-            on_event=fan_out(on_event, metrics),
+            on_event=listener,
+            validator=validator if config.evaluation.every_rounds is not None else None,
             stop=reasons,
             clock=clock,
             sleep=sleep,

@@ -13,6 +13,7 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import ConfigError, LineageMismatch
 from metaflow_hf.store.objects import encode_json
+from metaflow_hf.train.heldout import training_samples
 from metaflow_hf.train.records import Payload, Spec, digest_of, flatten
 
 CLAIMS_PER_WORKER: Final = 160
@@ -41,28 +42,6 @@ class BlocksManifest(Protocol):
     def is_complete(self) -> bool: ...
     @property
     def blocks(self) -> Sequence[Any]: ...
-
-
-def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[int]:
-    """Samples per block that are trained: all, without those beyond ``max_samples`` and the held-out ones.
-
-    Raises ``ConfigError`` when nothing would be left.
-    """
-    total = sum(block_samples)
-    limit = min(total, config.data.max_samples or total)
-    if config.data.evaluation_dataset is None:
-        limit -= config.data.heldout_samples
-    if limit < 1:
-        raise ConfigError(
-            f"the dataset has {total} samples, of which data.heldout_samples = {config.data.heldout_samples} are "
-            "held out: nothing is left to train on. Lower data.heldout_samples, or name a "
-            "data.evaluation_dataset."
-        )
-    kept = []
-    for samples in block_samples:
-        kept.append(min(samples, limit))
-        limit -= kept[-1]
-    return kept
 
 
 def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int) -> int:
@@ -153,6 +132,7 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
             "long_documents": config.data.long_documents,
             "loss_on": config.data.loss_on,
             "text_column": config.data.text_column,
+            "heldout_samples": None if config.data.evaluation_dataset else config.data.heldout_samples,
         },
         "rollout": {
             "use_chunked_training": config.rollout.use_chunked_training,

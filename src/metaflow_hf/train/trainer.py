@@ -24,6 +24,7 @@ from metaflow_hf.store.objects import Digest
 from metaflow_hf.train.delta import delta_layouts, encode_delta
 from metaflow_hf.train.feed import Feed, RowReader
 from metaflow_hf.train.gradients import Gradients
+from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut
 from metaflow_hf.train.inner import read_inner, write_inner
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.models import known_positions, load_weights, trained_parameters
@@ -96,7 +97,7 @@ class ModelTrainer:
         *,
         text_column: str,
         device: torch.device,
-        held_out: frozenset[bytes] = frozenset(),
+        held_out: HeldOut = NOTHING_HELD_OUT,
         progress: Callable[[], None] = lambda: None,
         save_bad: Callable[[BadStep], str] = lambda _: "",
     ) -> None:

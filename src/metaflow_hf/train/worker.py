@@ -5,6 +5,7 @@
     (3) publish: the only claimant of a round its weights, otherwise everybody a delta
     (4) wait until all who claimed have published or are given up, then merge; the first to create wins
     (5) sweep what is two rounds old
+    (6) every few rounds, whoever closed one measures its weights on held-out text; the others go on
 
 Nothing but ``create`` is trusted: heartbeats, ranks, shares and time boxes decide only how much work is lost or
 waited for. Clock, sleep, randomness, store and trainer are passed in, so that a scheduler can drive this very
@@ -32,6 +33,7 @@ from metaflow_hf.train.records import Payload
 from metaflow_hf.train.schedule import Budget, Schedule
 from metaflow_hf.train.stopping import GraceOver
 from metaflow_hf.train.trainer import Trainer
+from metaflow_hf.train.validation import Validator
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -70,6 +72,7 @@ class Worker:
     heartbeat: Heartbeat
     watch: Watch
     announcer: Announcer
+    validator: Validator | None = None
     stop: Callable[[], str | None] = lambda: None
     clock: Callable[[], float] = time.monotonic
 
@@ -134,6 +137,7 @@ class Worker:
             return self.lineage.newest(after=base.number) or base
         self._follow(closed)
         self.announcer.closed(base, closed, seconds=self.clock() - began, waited=self.closer.waited_seconds)
+        self._validate(closed)
         return closed
 
     # ---- (2) claim and train
@@ -252,7 +256,7 @@ class Worker:
         self._lost_work = True
         self.announcer.lost(base, self._work, reason)
 
-    # ---- (4) and (5)
+    # ---- (4) to (6)
 
     def _inner_to_store(self, base: ClosedRound) -> Callable[[], Payload] | None:
         """Every few rounds of several workers, the one that merges leaves its optimiser's state for newcomers."""
@@ -271,7 +275,17 @@ class Worker:
         self.files.keep_only((manifest.weights, manifest.outer, manifest.inner))
         self.lineage.forget_claims()
         if manifest.closer == self.attempt and not self.plan.keep_all:
-            self.lineage.sweep(closed)
+            self.lineage.sweep(closed, keep=self.validator.kept(closed) if self.validator is not None else ())
+
+    def _validate(self, closed: ClosedRound) -> None:
+        """Measures the round's weights if that is up to this worker; a request to stop goes first."""
+        if self.validator is None or not self.validator.is_due(closed) or self.stop() is not None:
+            return
+        try:
+            self._load(closed)
+            self.validator.examine(closed)
+        except GraceOver as over:
+            logger.info(f"round {closed.number} was not measured: {over}")
 
     def _refuse_hopeless(self, base: ClosedRound) -> None:
         if self.plan.skip_failing:
