@@ -191,7 +191,7 @@ def test_the_probe_disturbs_nothing(make_model, tokens):
 
     report = probe_model(model, refresh=True)
 
-    assert report == RolloutReport(True, True, (), linear_head=True, bytes_per_token=3 * 2 * 32 * 8 * 2)
+    assert report == RolloutReport(True, True, (), True, linear_head=True, bytes_per_token=3 * 2 * 32 * 8 * 2)
     after = _everything(model)
     assert before[0] == after[0]
     assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))

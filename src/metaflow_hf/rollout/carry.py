@@ -5,7 +5,10 @@ gradients, two more of the same shape. A model reads it as an ordinary `transfor
 chunk [start, stop) each attention layer hands over its current keys and gets back the past and the current
 ones as one view of the buffer, so the past is never copied or concatenated.
 
-The gradient crosses token chunks in `_Read.backward`. Chunks are differentiated last to first. What a chunk
+With `attention_by_blocks` the layer hands back the current keys alone, which lead the attention function
+to the slots (attention.py); every other user reads all through one view.
+
+The gradient crosses token chunks in the backward passes of both (slots.py, attention.py). Chunks are differentiated last to first. What a chunk
 sends to its past is added to the gradient buffer; what later chunks sent to its own keys is read from there
 and added to its own. No token of the past is a leaf, and no graph outlives its chunk.
 
@@ -28,75 +31,7 @@ from transformers.cache_utils import (
 )
 
 from metaflow_hf.errors import UnsupportedModelError
-
-
-class KVSlot:
-    """One tensor of the carry (the keys, or the values, of one layer) and the gradient that it collects.
-
-    `home` is where the buffers lie; None means beside the model's own states.
-    """
-
-    def __init__(self, num_tokens: int, home: torch.device | None, with_gradient: bool) -> None:
-        self.num_tokens = num_tokens
-        self._home = home
-        self._with_gradient = with_gradient
-        self.states: Tensor | None = None
-        self.gradient: Tensor | None = None
-
-    def write(self, start: int, states: Tensor) -> None:
-        """Stores `states` [B, heads, C, head_dim] at tokens [start, start + C)."""
-        if self.states is None:
-            shape = (*states.shape[:2], self.num_tokens, states.shape[3])
-            self.states = self._empty(shape, states)
-        self.states[:, :, start : start + states.shape[2]].copy_(states)
-
-    def read(self, start: int, stop: int, like: Tensor) -> Tensor:
-        """Tokens [start, stop) on the device of `like`; a view without version counter where none is copied."""
-        assert self.states is not None
-        return self.states[:, :, start:stop].data.to(like.device, non_blocking=True)
-
-    def add_gradient(self, start: int, gradient: Tensor) -> None:
-        """Adds what a later token chunk sends back to tokens [start, start + C)."""
-        if not self._with_gradient or not gradient.shape[2]:
-            return
-        if self.gradient is None:
-            assert self.states is not None
-            self.gradient = torch.zeros_like(self.states)
-        part = self.gradient[:, :, start : start + gradient.shape[2]]
-        part.add_(gradient.to(part.device, part.dtype))
-
-    def gradient_of(self, start: int, own: Tensor) -> Tensor:
-        """`own` plus what all later token chunks sent back to the same tokens."""
-        if self.gradient is None:
-            return own
-        return own + self.gradient[:, :, start : start + own.shape[2]].to(own.device, own.dtype)
-
-    def nbytes(self) -> int:
-        """Bytes of the states and of their gradient, allocated already or not."""
-        assert self.states is not None
-        return self.states.nbytes * (2 if self._with_gradient else 1)
-
-    def _empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        home = self._home or like.device
-        return torch.empty(shape, dtype=like.dtype, device=home, pin_memory=home != like.device)
-
-
-class _Read(torch.autograd.Function):
-    """current [B, heads, stop - start, head_dim] -> past and current [B, heads, stop - first, head_dim]."""
-
-    @staticmethod
-    def forward(ctx: Any, current: Tensor, slot: KVSlot, first: int, start: int, write: bool) -> Tensor:
-        ctx.slot, ctx.first, ctx.start = slot, first, start
-        if write:
-            slot.write(start, current)
-        return slot.read(first, start + current.shape[2], current)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = gradients
-        past = ctx.start - ctx.first
-        ctx.slot.add_gradient(ctx.first, gradient[:, :, :past])
-        return ctx.slot.gradient_of(ctx.start, gradient[:, :, past:]), None, None, None, None
+from metaflow_hf.rollout.slots import CarriedPast, KVSlot, ReadPast
 
 
 class _CarryLayer(CacheLayerMixin):
@@ -113,15 +48,31 @@ class _CarryLayer(CacheLayerMixin):
         self._carry = carry
         self.slots = tuple(KVSlot(carry.num_tokens, carry.home, carry.with_gradient) for _ in range(2))
         self.used = False
+        self.waits_for_attention = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        first, start = self._first_visible(), self._carry.start
         self.used = True
+        if self._carry.attention_by_blocks:
+            return self._current(key_states, value_states)
+        first, start = self._first_visible(), self._carry.start
         keys, values = (
-            _Read.apply(states, slot, first, start, self._carry.writing)
+            ReadPast.apply(states, slot, first, start, self._carry.writing)
             for states, slot in zip((key_states, value_states), self.slots, strict=True)
         )
         return keys, values
+
+    def _current(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The current states, on which the attention function finds the past."""
+        past = CarriedPast(self, self._carry, self._carry.start, self._first_visible())
+        current = []
+        for states, slot in zip((key_states, value_states), self.slots, strict=True):
+            marked = _as_attended(states).view_as(states)
+            if self._carry.writing:
+                slot.write(past.start, marked.detach())
+            marked.carried_past = past  # type: ignore[attr-defined]
+            current.append(marked)
+        self.waits_for_attention = True
+        return current[0], current[1]
 
     def _first_visible(self) -> int:
         return 0
@@ -170,12 +121,25 @@ class KVCarry(Cache):
         self.with_gradient = with_gradient
         self.start = 0
         self.writing = True
+        self.attention_by_blocks = False
+        self.own_attention = ""  # the attention implementation that blocks stand in for
+        self.attended: dict[int, tuple[Tensor, Tensor]] | None = None
         super().__init__(layers=[self._layer(kind) for kind in cache_layers(config)])
 
     def seek(self, start: int, *, writing: bool) -> None:
         """The next forward call holds the tokens from `start` on; `writing` stores their keys and values."""
         self.start = start
         self.writing = writing
+        if self.attended is not None:
+            self.attended.clear()
+
+    def require_attended(self) -> None:
+        """Raises UnsupportedModelError if a layer's past, handed over, did not arrive in its attention."""
+        lost = [i for i, layer in enumerate(self.layers) if getattr(layer, "waits_for_attention", False)]
+        if lost:
+            raise UnsupportedModelError(
+                f"layers {lost} do not hand their keys to transformers' attention interface unchanged"
+            )
 
     def nbytes(self) -> int:
         """Bytes of keys, values and, where kept, their gradient."""
@@ -194,6 +158,12 @@ class KVCarry(Cache):
         if type(kind) is DynamicSlidingWindowLayer:
             return _SlidingCarryLayer(self, kind.sliding_window)
         return DummyLayer()
+
+
+def _as_attended(states: Tensor) -> Tensor:
+    """In the type that autocast gives to attention, so that the past is stored once and never cast again."""
+    kind = states.device.type
+    return states.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else states
 
 
 def cache_layers(config: Any) -> list[Any]:

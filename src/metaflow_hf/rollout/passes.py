@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metaflow_hf.rollout.attention import attention_by_blocks
 from metaflow_hf.rollout.carry import KVCarry
 from metaflow_hf.rollout.causal_lm import CausalLM
 from metaflow_hf.rollout.loss import LossFunction, cross_entropy_sum, head_loss_sum
@@ -36,6 +37,7 @@ class Plan:
     use_cpu_offload: bool
     gradient_checkpointing: bool
     ce_loss_fn: LossFunction | None
+    attention_by_blocks: bool
 
 
 class ChunkPasses:
@@ -57,6 +59,8 @@ class ChunkPasses:
         )
         home = torch.device("cpu") if plan.use_cpu_offload else None
         self._carry = KVCarry(lm.config, sequence.num_tokens, home, with_gradient=plan.exact)
+        if plan.attention_by_blocks and self._checkpointed:
+            self._carry.attended = {}
         self._rng: dict[int, RngState] = {}
         self.chunks = token_chunks(sequence.num_tokens, plan.chunk_size)
 
@@ -89,6 +93,7 @@ class ChunkPasses:
             with torch.no_grad():
                 for chunk in earlier:
                     self._lm.fill(self._inputs(chunk, writing=True), self._carry)
+                    self._carry.require_attended()
             sums = [self._backward_chunk(last, scale, replay=False)]
             with rng_kept(self._lm.device):
                 sums += [self._backward_chunk(chunk, scale, replay=True) for chunk in reversed(earlier)]
@@ -111,8 +116,11 @@ class ChunkPasses:
         ignore_index, ce_loss_fn = self._sequence.ignore_index, self._plan.ce_loss_fn
         if self._linear_head:
             hidden = self._lm.hidden(inputs, self._carry)
+            self._carry.require_attended()
             return head_loss_sum(self._lm.head, hidden, targets, ignore_index, ce_loss_fn)
-        return cross_entropy_sum(self._lm.logits(inputs, self._carry), targets, ignore_index, ce_loss_fn)
+        logits = self._lm.logits(inputs, self._carry)
+        self._carry.require_attended()
+        return cross_entropy_sum(logits, targets, ignore_index, ce_loss_fn)
 
     def unused_layers(self) -> list[int]:
         """Layers that should have kept states in the carry and did not."""
@@ -126,5 +134,9 @@ class ChunkPasses:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with own_checkpointing_off(self._lm.model), self._precision.entered():
+        with ExitStack() as stack:
+            stack.enter_context(own_checkpointing_off(self._lm.model))
+            stack.enter_context(self._precision.entered())
+            if self._plan.attention_by_blocks:
+                stack.enter_context(attention_by_blocks(self._lm.model, self._carry))
             yield

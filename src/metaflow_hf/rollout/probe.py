@@ -50,6 +50,7 @@ class RolloutReport:
     """What the rollout can do with a model.
 
     `exact`, `truncated`: these gradients are right; `reasons`: why not, one line each, empty when both are.
+    `attention_by_blocks`: every attention layer can be given its past without a mask over it.
     `linear_head`: the logits are the head's output unchanged, so the loss never needs all logits at once.
     `bytes_per_token`: carry and its gradient per token of one row; 0 when refused or recurrent.
     """
@@ -57,6 +58,7 @@ class RolloutReport:
     exact: bool
     truncated: bool
     reasons: tuple[str, ...]
+    attention_by_blocks: bool = False
     linear_head: bool = False
     bytes_per_token: int = 0
 
@@ -111,8 +113,20 @@ class _Probe:
             self._tolerance = max(self._tolerance, 1e-2)
         self._embedded: list[Tensor] = []
         self._stage = "an ordinary pass"
+        self._by_blocks = True
 
     def report(self) -> RolloutReport:
+        """Attention by blocks where it is right, else the model's own on all keys."""
+        by_blocks = self._try()
+        if by_blocks.exact and by_blocks.truncated:
+            return by_blocks
+        self._by_blocks = False
+        report = self._try()
+        if report.exact or report.truncated:
+            _log.info(f"{self._lm.name}: attention as the model has it. By blocks: {by_blocks.reasons[0]}")
+        return report
+
+    def _try(self) -> RolloutReport:
         with _undisturbed(self._lm), self._embeddings_watched():
             try:
                 return self._compare() if self._is_causal() else self._refusal(_BIDIRECTIONAL)
@@ -147,9 +161,9 @@ class _Probe:
                     exact &= all(same)
                     bytes_per_token = passes.carry_bytes() // sequence.input_ids.numel()
         if exact and truncated:
-            return RolloutReport(True, True, (), linear_head, bytes_per_token)
+            return RolloutReport(True, True, (), self._by_blocks, linear_head, bytes_per_token)
         refused = self._refusal("its gradients across token chunks differ from those of one pass")
-        return RolloutReport(exact, truncated, refused.reasons, linear_head, bytes_per_token)
+        return RolloutReport(exact, truncated, refused.reasons, self._by_blocks, linear_head, bytes_per_token)
 
     def _full(self, sequence: TokenSequence) -> tuple[Tensor, Tensor, bool]:
         """Counted logits, gradient with respect to the embedded tokens, and whether the head is linear."""
@@ -170,7 +184,12 @@ class _Probe:
             return cross_entropy_sum(logits, targets, _IGNORE, None)
 
         plan = Plan(
-            _CHUNK_SIZE, exact, use_cpu_offload=False, gradient_checkpointing=False, ce_loss_fn=capture
+            _CHUNK_SIZE,
+            exact,
+            use_cpu_offload=False,
+            gradient_checkpointing=False,
+            ce_loss_fn=capture,
+            attention_by_blocks=self._by_blocks,
         )
         passes = ChunkPasses(self._lm, sequence, plan, linear_head=False)
         self._embedded.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -67,6 +68,7 @@ def chunked_segment_rollout(
         use_cpu_offload=use_cpu_offload and device.type != "cpu",
         gradient_checkpointing=gradient_checkpointing,
         ce_loss_fn=ce_loss_fn,
+        attention_by_blocks=True,
     )
     passes: ChunkPasses | SegmentPasses
     if has_recurrent_carry(unwrap(model)):
@@ -92,6 +94,7 @@ def _chunk_passes(
     report = require(model, exact=plan.exact)
     sequence = TokenSequence.from_batch(batch, ignore_index, lm.device)
     refuse_blind_predictions(lm, sequence)
+    plan = replace(plan, attention_by_blocks=report.attention_by_blocks)
     return ChunkPasses(lm, sequence, plan, linear_head=report.linear_head), sequence.num_targets()
 
 

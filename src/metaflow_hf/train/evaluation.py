@@ -255,6 +255,7 @@ def _rolled_out(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         use_cpu_offload=False,
         gradient_checkpointing=False,
         ce_loss_fn=keep,
+        attention_by_blocks=report.attention_by_blocks,
     )
     sequence = TokenSequence(inputs, targets, None, places, IGNORE_INDEX)
     ChunkPasses(lm, sequence, plan, linear_head=report.linear_head).losses()

@@ -1,0 +1,133 @@
+"""Attention of one token chunk to its whole past without a [chunk, past] mask, exact in both directions.
+
+What a chunk sees is cut into spans (visibility.py). Each span is one call of a flash kernel that also gives
+the log-sum-exp; results over disjoint keys are merged by it. Keys and values are read where they lie, heads
+that share them are not repeated, and the gradient that the past gets is added to the carry block by block.
+Beside the carry, memory does not grow with the past.
+
+References: Milakov and Gimelshein 2018 (online softmax); Dao et al. 2022 (FlashAttention); Liu et al. 2023
+(Ring Attention) for merging by log-sum-exp forwards and reusing the merged one backwards.
+
+Shapes as in kernels.py: query [B, N, C, D], current keys and values [B, K, C, D].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metaflow_hf.rollout.kernels import Kernel
+from metaflow_hf.rollout.slots import CarriedPast, rows
+from metaflow_hf.rollout.visibility import Shape, Span
+
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Task:
+    """One layer's attention in one token chunk; `known`: (out, lse) where they were computed before."""
+
+    past: CarriedPast
+    spans: list[Span]
+    kernel: Kernel
+    scale: float
+    known: tuple[Tensor, Tensor] | None = None
+
+    def blocks(self) -> Iterator[Span]:
+        """The spans, cut so that none holds both past and current keys, nor more than 64 MiB of keys.
+
+        Triangles are left whole: they are no longer than the chunk.
+        """
+        size = max(_BLOCK_BYTES // self.past.keys.bytes_per_token(), 1)
+        for span in self.spans:
+            parts = [span] if span.shape is Shape.CAUSAL else span.split(self.past.start)
+            for part in parts:
+                step = size if part.shape is Shape.FULL else part.k1 - part.k0
+                for k0 in range(part.k0, part.k1, step):
+                    yield replace(part, k0=k0, k1=min(k0 + step, part.k1))
+
+    def queries(self, span: Span) -> tuple[slice, slice, slice]:
+        """The index of the span's queries in a tensor [B, N, C, …] of this chunk."""
+        return rows(span.row), slice(None), slice(span.q0 - self.past.start, span.q1 - self.past.start)
+
+
+class BlockAttention(torch.autograd.Function):
+    """query, current keys, current values -> (out [B, C, N, D], lse [B, N, C]), given the past in the slots."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+        current = task.past.current(key, value)
+        out, lse = task.known or _forward(query, current, task)
+        ctx.task = task
+        ctx.save_for_backward(query, *current, out, lse)
+        ctx.mark_non_differentiable(lse)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, out, lse = ctx.saved_tensors
+        task: Task = ctx.task
+        past = task.past
+        grad, out = gradients[0].transpose(1, 2), out.transpose(1, 2)
+        d_query = torch.zeros_like(query, dtype=lse.dtype)
+        d_key, d_value = (slot.zeros(query.shape[2], lse) for slot in (past.keys, past.values))
+        for span in task.blocks():
+            at = task.queries(span)
+            keys, values = past.read(span.k0, span.k1, (key, value), query, span.row)
+            parts = [tensor[at] for tensor in (grad, query, out, lse)]
+            dq, dk, dv = _span_backward(span, parts, keys, values, task)
+            d_query[at] += dq
+            if span.k0 >= past.start:
+                own = (rows(span.row), slice(None), slice(span.k0 - past.start, span.k1 - past.start))
+                d_key[own] += dk
+                d_value[own] += dv
+                continue
+            if ctx.needs_input_grad[1]:
+                past.keys.add_gradient(span.k0, dk, span.row)
+            if ctx.needs_input_grad[2]:
+                past.values.add_gradient(span.k0, dv, span.row)
+        return (
+            d_query.to(query.dtype),
+            past.keys.gradient_of(past.start, d_key).to(query.dtype),
+            past.values.gradient_of(past.start, d_value).to(query.dtype),
+            None,
+        )
+
+
+def _forward(query: Tensor, current: tuple[Tensor | None, ...], task: Task) -> tuple[Tensor, Tensor]:
+    """A query that sees nothing gets zeros, as torch's scaled_dot_product_attention gives it."""
+    batch, heads, length, _ = query.shape
+    wide = torch.promote_types(query.dtype, torch.float32)
+    out = query.new_zeros(batch, length, heads, task.past.values.width(), dtype=wide)
+    lse = query.new_full((batch, heads, length), -torch.inf, dtype=wide)
+    for span in task.blocks():
+        at = task.queries(span)
+        keys, values = task.past.read(span.k0, span.k1, current, query, span.row)
+        more, more_lse = _span_forward(span, query[at], keys, values, task)
+        so_far, so_far_lse = out.transpose(1, 2)[at], lse[at]
+        so_far.lerp_(more.to(wide), torch.sigmoid(more_lse - so_far_lse)[..., None])
+        so_far_lse.copy_(torch.logaddexp(so_far_lse, more_lse.to(wide)))
+    return out.to(query.dtype), lse
+
+
+def _span_forward(span: Span, q: Tensor, k: Tensor, v: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    if span.shape is not Shape.FADING:
+        return task.kernel.forward(q, k, v, task.scale, span.shape is Shape.CAUSAL)
+    # read backwards, the triangle that a window cuts off is the causal one
+    out, lse = task.kernel.forward(q.flip(2), k.flip(2), v.flip(2), task.scale, True)
+    return out.flip(2), lse.flip(2)
+
+
+def _span_backward(
+    span: Span, parts: list[Tensor], k: Tensor, v: Tensor, task: Task
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad, q, out, lse = parts
+    if span.shape is not Shape.FADING:
+        return task.kernel.backward(grad, q, k, v, out, lse, task.scale, span.shape is Shape.CAUSAL)
+    grad, q, out, lse, k, v = (t.flip(2) for t in (grad, q, out, lse, k, v))
+    dq, dk, dv = task.kernel.backward(grad, q, k, v, out, lse, task.scale, True)
+    return dq.flip(2), dk.flip(2), dv.flip(2)
