@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import Event
+from metaflow_hf.references import ModelRef
 from metaflow_hf.report.outcome import Outcome, Plan
 from metaflow_hf.store import ObjectStore, configured_store, quote_part
 
