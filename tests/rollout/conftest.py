@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from zoo.fp64 import fp64_inside
 
 VOCABULARY = 61
 
@@ -72,6 +73,41 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "topk_group": 1,
         "first_k_dense_replace": 1,
     },
+    "qwen3_next": {
+        "head_dim": 8,
+        "num_hidden_layers": 2,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "lfm2": {
+        "num_hidden_layers": 2,
+        "layer_types": ["conv", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    "mamba2": {
+        "num_hidden_layers": 2,
+        "num_heads": 4,
+        "head_dim": 16,
+        "state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 8,
+    },
+    "falcon_h1": {
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+        "mamba_d_ssm": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "mamba_chunk_size": 8,
+    },
     "llama4_text": {
         "head_dim": 8,
         "attention_chunk_size": 9,
@@ -91,33 +127,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def fp64_inside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers casts norms, router and softmax to fp32; in fp64 models the cast goes to fp64."""
-    original_float, original_to, original_type = Tensor.float, Tensor.to, Tensor.type
-
-    def wide_to(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.dtype == torch.float64:
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
-        return original_to(self, *args, **kwargs)
-
-    def wide_softmax(*args: Any, **kwargs: Any) -> Tensor:
-        if args[0].dtype == torch.float64:
-            kwargs.pop("dtype", None)
-        return original_softmax(*args, **kwargs)
-
-    def wide_type(self: Tensor, dtype: Any = None, **kwargs: Any) -> Any:
-        if self.dtype == torch.float64 and dtype is torch.float32:
-            return self
-        return original_type(self, dtype, **kwargs)
-
-    original_softmax = F.softmax
-    monkeypatch.setattr(
-        Tensor, "float", lambda self: self if self.dtype == torch.float64 else original_float(self)
-    )
-    monkeypatch.setattr(Tensor, "to", wide_to)
-    monkeypatch.setattr(Tensor, "type", wide_type)
-    monkeypatch.setattr(F, "softmax", wide_softmax)
+def wide() -> Iterator[None]:
+    with fp64_inside():
+        yield
 
 
 @functools.cache

@@ -10,7 +10,8 @@ to the slots (attention.py); every other user reads all through one view.
 
 The gradient crosses token chunks in the backward passes of both (slots.py, attention.py). Chunks are differentiated last to first. What a chunk
 sends to its past is added to the gradient buffer; what later chunks sent to its own keys is read from there
-and added to its own. No token of the past is a leaf, and no graph outlives its chunk.
+and added to its own. No token of the past is a leaf, and no graph outlives its chunk. Layers with states instead of
+keys (`states.py`), or with both, cross borders by those.
 
 It gives up rewinding, beam search and growth: a carry belongs to one sequence of known length.
 """
@@ -28,10 +29,14 @@ from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionLayer,
 )
 
 from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.rollout.slots import CarriedPast, KVSlot, ReadPast
+from metaflow_hf.rollout.states import SMALLEST_CHUNK, BorderStates
 
 
 class _CarryLayer(CacheLayerMixin):
@@ -107,6 +112,22 @@ class _SlidingCarryLayer(_CarryLayer):
         return max(self._carry.start - self._window + 1, 0)
 
 
+class _HybridCarryLayer(_CarryLayer, BorderStates):
+    """Full attention and states in one layer."""
+
+    def __init__(self, carry: KVCarry, number_of_states: int) -> None:
+        _CarryLayer.__init__(self, carry)
+        BorderStates.__init__(self, number_of_states, carry.home, with_gradient=carry.with_gradient)
+
+
+class _HybridSlidingCarryLayer(_SlidingCarryLayer, BorderStates):
+    """Sliding attention and states in one layer."""
+
+    def __init__(self, carry: KVCarry, window: int, number_of_states: int) -> None:
+        _SlidingCarryLayer.__init__(self, carry, window)
+        BorderStates.__init__(self, number_of_states, carry.home, with_gradient=carry.with_gradient)
+
+
 class KVCarry(Cache):
     """The cache of one sequence of `num_tokens` tokens, read token chunk by token chunk.
 
@@ -132,6 +153,8 @@ class KVCarry(Cache):
         self.writing = writing
         if self.attended is not None:
             self.attended.clear()
+        for layer in self._state_layers():
+            layer.begin(start)
 
     def require_attended(self) -> None:
         """Raises UnsupportedModelError if a layer's past, handed over, did not arrive in its attention."""
@@ -141,18 +164,62 @@ class KVCarry(Cache):
                 f"layers {lost} do not hand their keys to transformers' attention interface unchanged"
             )
 
+    def backward(self, loss: Tensor, scale: Tensor) -> None:
+        """Backpropagates scale × loss of the token chunk that ran last, and what later ones sent to its states."""
+        layers = self._state_layers()
+        roots, gradients = [loss], [scale]
+        for layer in layers:
+            more_roots, more_gradients = layer.roots()
+            roots += more_roots
+            gradients += more_gradients
+        torch.autograd.backward(roots, gradients)
+        for layer in layers:
+            layer.collect()
+
+    @property
+    def smallest_chunk(self) -> int:
+        """The fewest tokens that a token chunk can have, unless it is the whole sequence."""
+        return SMALLEST_CHUNK if self._state_layers() else 1
+
     def nbytes(self) -> int:
-        """Bytes of keys, values and, where kept, their gradient."""
+        """Bytes of keys, values, states and, where kept, their gradient."""
+        return self.token_bytes() + self.border_bytes()
+
+    def token_bytes(self) -> int:
+        """Bytes of what grows with every token: keys, values and, where kept, their gradient."""
         return sum(slot.nbytes() for layer in self._carry_layers() for slot in layer.slots)
+
+    def border_bytes(self) -> int:
+        """Bytes of what grows with every token chunk: states and one border's gradient."""
+        return sum(layer.nbytes() for layer in self._state_layers())
 
     def unused_layers(self) -> list[int]:
         """Layers that should carry something but were never written."""
-        return [i for i, layer in enumerate(self.layers) if isinstance(layer, _CarryLayer) and not layer.used]
+        return [
+            i
+            for i, layer in enumerate(self.layers)
+            if (isinstance(layer, _CarryLayer) and not layer.used)
+            or (isinstance(layer, BorderStates) and not layer.was_written)
+        ]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens before the current token chunk, for layers of all kinds."""
+        del layer_idx
+        return self.start
 
     def _carry_layers(self) -> list[_CarryLayer]:
         return [layer for layer in self.layers if isinstance(layer, _CarryLayer)]
 
+    def _state_layers(self) -> list[BorderStates]:
+        return [layer for layer in self.layers if isinstance(layer, BorderStates)]
+
     def _layer(self, kind: Any) -> Any:
+        if type(kind) is LinearAttentionLayer:
+            return BorderStates(kind.number_of_states, self.home, with_gradient=self.with_gradient)
+        if type(kind) is LinearAttentionAndFullAttentionLayer:
+            return _HybridCarryLayer(self, kind.number_of_states)
+        if type(kind) is LinearAttentionAndSlidingWindowAttentionLayer:
+            return _HybridSlidingCarryLayer(self, kind.sliding_window, kind.number_of_states)
         if type(kind) is DynamicLayer:
             return _CarryLayer(self)
         if type(kind) is DynamicSlidingWindowLayer:
@@ -169,15 +236,25 @@ def _as_attended(states: Tensor) -> Tensor:
 def cache_layers(config: Any) -> list[Any]:
     """The cache layers that transformers itself would use for this configuration, all of them of a kind that a carry can hold.
 
-    Raises UnsupportedModelError, naming the kind, for recurrent, convolutional and indexed states.
+    Raises UnsupportedModelError, naming the kind, for others, such as indexed or compressed attention.
     """
     layers = DynamicCache(config=config).layers
-    supported = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
-    foreign = sorted({type(layer).__name__ for layer in layers if type(layer) not in supported})
+    foreign = sorted({type(layer).__name__ for layer in layers if type(layer) not in _SUPPORTED})
     if foreign:
         raise UnsupportedModelError(
             f"{getattr(config, 'model_type', type(config).__name__)}: its cache keeps {', '.join(foreign)}, "
-            "which the chunked rollout does not carry across token chunks (full and sliding attention only). "
+            "which the chunked rollout does not carry across token chunks (attention, full or sliding, and the "
+            "states of linear attention, Mamba and convolutions only). "
             "Train it with plain backpropagation (use_chunked_training: false)."
         )
     return layers
+
+
+_SUPPORTED = (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    DummyLayer,
+)

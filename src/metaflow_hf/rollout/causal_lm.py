@@ -35,6 +35,7 @@ class CausalLM:
         self.name = f"{self.config.model_type} ({type(inner).__name__})"
         parameters = inspect.signature(inner.forward).parameters
         self._takes_positions = "position_ids" in parameters
+        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
 
     def fill(self, inputs: dict[str, Tensor], cache: Any) -> None:
         """Runs the backbone alone, for the states of these tokens that it leaves in `cache`."""
@@ -57,7 +58,8 @@ class CausalLM:
     def _run(self, module: Any, inputs: dict[str, Tensor], cache: Any) -> Any:
         if not self._takes_positions:
             inputs = {key: value for key, value in inputs.items() if key != "position_ids"}
-        return module(**inputs, past_key_values=cache, use_cache=cache is not None, return_dict=True)
+        given = {**inputs, self._cache_name: cache}
+        return module(**given, use_cache=cache is not None, return_dict=True)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

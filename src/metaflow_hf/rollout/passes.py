@@ -62,7 +62,7 @@ class ChunkPasses:
         if plan.attention_by_blocks and self._checkpointed:
             self._carry.attended = {}
         self._rng: dict[int, RngState] = {}
-        self.chunks = token_chunks(sequence.num_tokens, plan.chunk_size)
+        self.chunks = token_chunks(sequence.num_tokens, max(plan.chunk_size, self._carry.smallest_chunk))
 
     @property
     def num_chunks(self) -> int:
@@ -72,6 +72,14 @@ class ChunkPasses:
     def carry_bytes(self) -> int:
         """Bytes of the keys and values of all tokens and, for exact gradients, of their gradient."""
         return self._carry.nbytes()
+
+    def token_bytes(self) -> int:
+        """The part of them that grows with every token."""
+        return self._carry.token_bytes()
+
+    def border_bytes(self) -> int:
+        """The part of them that grows with every token chunk: recurrent states."""
+        return self._carry.border_bytes()
 
     def losses(self) -> Tensor:
         """Sum of the losses, without a graph; the carry is filled."""
@@ -107,7 +115,7 @@ class ChunkPasses:
             if self._checkpointed:
                 stack.enter_context(layers_checkpointed(self._lm.model))
             loss = self._loss(chunk, writing=not replay)
-            loss.backward(scale.to(loss))
+            self._carry.backward(loss, scale.to(loss))
         return loss.detach()
 
     def _loss(self, chunk: tuple[int, int], *, writing: bool) -> Tensor:

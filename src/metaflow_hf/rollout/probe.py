@@ -1,10 +1,10 @@
 """Is a model rolled out correctly? Tried out on a few random tokens before the first use.
 
-The configuration and the kinds of its cache layers are judged first. Then two short rows (one padded on the
-left) go through the rollout and through one ordinary pass, with a loss on the last token chunk only, so that
-every gradient that reaches an earlier token has crossed a border. Compared are the logits of that chunk and
-the gradients with respect to the embedded tokens: they see every path through the layers, and parameters
-keep their `.grad`. Everything is left as it was: training flags, generators, gradients.
+The configuration and the kinds of its cache layers are judged first. Then two short rows go through the rollout
+and through one ordinary pass, with a loss on the last token chunk only, so that every gradient that reaches an
+earlier token has crossed a border; and again with a mask. Compared are the logits of that chunk and the gradients
+with respect to the embedded tokens: they see every path through the layers, and parameters keep their `.grad`.
+Everything is left as it was: training flags, generators, gradients.
 
 It cannot see what needs more tokens than it takes, such as a window that they do not fill.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,7 +52,9 @@ class RolloutReport:
     `exact`, `truncated`: these gradients are right; `reasons`: why not, one line each, empty when both are.
     `attention_by_blocks`: every attention layer can be given its past without a mask over it.
     `linear_head`: the logits are the head's output unchanged, so the loss never needs all logits at once.
-    `bytes_per_token`: carry and its gradient per token of one row; 0 when refused or recurrent.
+    `bytes_per_token`: keys, values and their gradient per token of one row; `bytes_per_token_chunk`: recurrent
+    states per token chunk of one row. `unmasked_only`: a batch whose mask cannot be done without (padding between
+    tokens, or labels on it) is refused; padding at the ends of rows and packed documents need none.
     """
 
     exact: bool
@@ -61,6 +63,8 @@ class RolloutReport:
     attention_by_blocks: bool = False
     linear_head: bool = False
     bytes_per_token: int = 0
+    bytes_per_token_chunk: int = 0
+    unmasked_only: bool = False
 
 
 _reports: dict[tuple[str, ...], RolloutReport] = {}
@@ -95,6 +99,16 @@ def require(model: nn.Module, *, exact: bool) -> RolloutReport:
     return report
 
 
+def refuse_masks(name: str, report: RolloutReport, sequence: TokenSequence) -> None:
+    """Raises UnsupportedModelError where the sequence needs its mask and the model's result with one is wrong."""
+    if sequence.attention_mask is not None and report.unmasked_only:
+        raise UnsupportedModelError(
+            f"{name}: its results in token chunks are only right without an attention mask, and this batch has "
+            "padding between tokens, or labels that only padding could predict. Pad at the ends of rows and "
+            f"set such labels to {sequence.ignore_index}."
+        )
+
+
 def _key(lm: CausalLM) -> tuple[str, ...]:
     adapters = sorted(getattr(lm.model, "peft_config", {}))
     attention = str(getattr(lm.config, "_attn_implementation", None))
@@ -118,12 +132,14 @@ class _Probe:
     def report(self) -> RolloutReport:
         """Attention by blocks where it is right, else the model's own on all keys."""
         by_blocks = self._try()
-        if by_blocks.exact and by_blocks.truncated:
+        if by_blocks.exact and by_blocks.truncated and not by_blocks.unmasked_only:
             return by_blocks
         self._by_blocks = False
         report = self._try()
+        if by_blocks.exact and (report.unmasked_only or not report.exact):
+            return by_blocks
         if report.exact or report.truncated:
-            _log.info(f"{self._lm.name}: attention as the model has it. By blocks: {by_blocks.reasons[0]}")
+            _log.info(f"{self._lm.name}: attention as the model has it. By blocks: {by_blocks}")
         return report
 
     def _try(self) -> RolloutReport:
@@ -142,28 +158,46 @@ class _Probe:
         return RolloutReport(exact=False, truncated=False, reasons=(f"{self._lm.name}: {reason}. {advice}",))
 
     def _compare(self) -> RolloutReport:
-        exact, truncated, linear_head, bytes_per_token = True, True, True, 0
-        for padded in (False, True):
-            sequence = self._sequence(padded=padded)
-            logits, gradient, head_is_linear = self._full(sequence)
-            linear_head &= head_is_linear
-            for is_exact in (True, False):
-                passes, found_logits, found_gradient = self._chunked(sequence, exact=is_exact)
-                if unused := passes.unused_layers():
-                    return self._refusal(
-                        f"layers {unused} keep their past outside of the cache they are given"
-                    )
-                if not self._close(found_logits, logits):
-                    return self._refusal("its logits given a cached past differ from those of one pass")
-                same = [self._close(found_gradient[:, a:b], gradient[:, a:b]) for a, b in passes.chunks]
-                truncated &= same[-1]
-                if is_exact:
-                    exact &= all(same)
-                    bytes_per_token = passes.carry_bytes() // sequence.input_ids.numel()
-        if exact and truncated:
-            return RolloutReport(True, True, (), self._by_blocks, linear_head, bytes_per_token)
-        refused = self._refusal("its gradients across token chunks differ from those of one pass")
-        return RolloutReport(exact, truncated, refused.reasons, self._by_blocks, linear_head, bytes_per_token)
+        report = self._compare_on(self._sequence(padded=False))
+        if not report.truncated:
+            return report
+        try:
+            masked = self._compare_on(self._sequence(padded=True))
+        except _MODEL_FAULTS as error:
+            _log.info(f"{self._lm.name}: {self._stage} with a mask raises {type(error).__name__}: {error}")
+            return replace(report, unmasked_only=True)
+        if masked.truncated and masked.exact >= report.exact:
+            return replace(report, linear_head=report.linear_head and masked.linear_head)
+        return replace(report, unmasked_only=True)
+
+    def _compare_on(self, sequence: TokenSequence) -> RolloutReport:
+        exact, truncated = True, True
+        logits, gradient, linear_head = self._full(sequence)
+        bytes_per_token = bytes_per_token_chunk = 0
+        for is_exact in (True, False):
+            passes, found_logits, found_gradient = self._chunked(sequence, exact=is_exact)
+            if unused := passes.unused_layers():
+                return self._refusal(f"layers {unused} keep their past outside of the cache they are given")
+            if not self._close(found_logits, logits):
+                return self._refusal("its logits given a cached past differ from those of one pass")
+            same = [self._close(found_gradient[:, a:b], gradient[:, a:b]) for a, b in passes.chunks]
+            truncated &= same[-1]
+            if is_exact:
+                exact &= all(same)
+                bytes_per_token = passes.token_bytes() // sequence.input_ids.numel()
+                bytes_per_token_chunk = passes.border_bytes() // len(passes.chunks) // len(sequence.input_ids)
+        reasons: tuple[str, ...] = ()
+        if not (exact and truncated):
+            reasons = self._refusal("its gradients across token chunks differ from those of one pass").reasons
+        return RolloutReport(
+            exact=exact,
+            truncated=truncated,
+            reasons=reasons,
+            attention_by_blocks=self._by_blocks,
+            linear_head=linear_head,
+            bytes_per_token=bytes_per_token,
+            bytes_per_token_chunk=bytes_per_token_chunk,
+        )
 
     def _full(self, sequence: TokenSequence) -> tuple[Tensor, Tensor, bool]:
         """Counted logits, gradient with respect to the embedded tokens, and whether the head is linear."""

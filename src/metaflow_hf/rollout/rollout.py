@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from metaflow_hf.rollout.causal_lm import CausalLM, refuse_blind_predictions, unwrap
 from metaflow_hf.rollout.loss import LossFunction
+from metaflow_hf.rollout.packing import documents_apart, without_mask
+from metaflow_hf.rollout.parts import PartPasses
 from metaflow_hf.rollout.passes import ChunkPasses, Plan
-from metaflow_hf.rollout.probe import require
+from metaflow_hf.rollout.probe import refuse_masks, require
 from metaflow_hf.rollout.replicas import average_gradients
 from metaflow_hf.rollout.segments import SegmentPasses, has_recurrent_carry
 from metaflow_hf.rollout.sequence import TokenSequence, shifted_targets, with_labels
@@ -41,7 +43,9 @@ def chunked_segment_rollout(
     `batch`: `input_ids` [B, S] and optionally `labels` (default: the input ids, padding ignored),
     `attention_mask` and `position_ids` (default: derived from the mask, so padding on either side is right),
     all [B, S]. Labels are shifted here, over the whole sequence; sums are divided by the number of labels
-    that count, or by `num_items_in_batch` (gradient accumulation: the count over all its batches).
+    that count, or by `num_items_in_batch` (gradient accumulation: the count over all its batches). Positions
+    that begin anew within a row mark packed documents: none sees another, mask or not, and short ones are
+    rolled out side by side.
 
     Either `loss.backward()` (any scale, once; a second one raises RuntimeError) or `backward=True`, which
     does both in one call, cheaper by one pass of the head, and returns a loss without a graph. Gradients are
@@ -70,7 +74,7 @@ def chunked_segment_rollout(
         ce_loss_fn=ce_loss_fn,
         attention_by_blocks=True,
     )
-    passes: ChunkPasses | SegmentPasses
+    passes: PartPasses | SegmentPasses
     if has_recurrent_carry(unwrap(model)):
         passes, num_tokens = _segment_passes(unwrap(model), batch, max_segments, plan, ignore_index, device)
     else:
@@ -89,13 +93,17 @@ def chunked_segment_rollout(
 
 def _chunk_passes(
     model: nn.Module, batch: Mapping[str, Any], plan: Plan, ignore_index: int
-) -> tuple[ChunkPasses, int]:
+) -> tuple[PartPasses, int]:
     lm = CausalLM(model)
     report = require(model, exact=plan.exact)
-    sequence = TokenSequence.from_batch(batch, ignore_index, lm.device)
-    refuse_blind_predictions(lm, sequence)
+    batch_as_given = TokenSequence.from_batch(batch, ignore_index, lm.device)
+    sequences = [without_mask(part) for part in documents_apart(batch_as_given, plan.chunk_size)]
+    for sequence in sequences:
+        refuse_blind_predictions(lm, sequence)
+        refuse_masks(lm.name, report, sequence)
     plan = replace(plan, attention_by_blocks=report.attention_by_blocks)
-    return ChunkPasses(lm, sequence, plan, linear_head=report.linear_head), sequence.num_targets()
+    parts = [ChunkPasses(lm, sequence, plan, linear_head=report.linear_head) for sequence in sequences]
+    return PartPasses(parts, lm.device), batch_as_given.num_targets()
 
 
 def _segment_passes(
@@ -123,7 +131,7 @@ def _segment_passes(
 
 def _loss(
     model: nn.Module,
-    passes: ChunkPasses | SegmentPasses,
+    passes: PartPasses | SegmentPasses,
     divisor: float,
     device: torch.device,
     *,
@@ -146,7 +154,7 @@ class _Rollout(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, model: nn.Module, passes: ChunkPasses | SegmentPasses, divisor: float
+        ctx: Any, anchor: Tensor, model: nn.Module, passes: PartPasses | SegmentPasses, divisor: float
     ) -> Tensor:
         del anchor
         ctx.model, ctx.passes, ctx.divisor = model, passes, divisor

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaflow_hf.errors import UnsupportedModelError
-
 _KNOWN_KEYS = frozenset({"input_ids", "labels", "attention_mask", "position_ids"})
 
 
@@ -53,7 +51,6 @@ class TokenSequence:
             position_ids = _positions(input_ids, mask)
         else:
             position_ids = position_ids.expand(input_ids.shape[0], -1)
-            _refuse_packed(position_ids, mask)
         if mask is not None and bool((mask != 0).all()):
             mask = None  # attention without a mask takes faster kernels
         targets = shifted_targets(moved["labels"], ignore_index)
@@ -124,17 +121,3 @@ def _positions(input_ids: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return (mask.long().cumsum(dim=1) - 1).clamp_(min=0)
-
-
-def _refuse_packed(position_ids: Tensor, mask: Tensor | None) -> None:
-    step = position_ids[:, 1:] - position_ids[:, :-1]
-    restarts = step <= 0 if mask is not None else step != 1
-    if mask is not None:
-        restarts &= (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
-    if restarts.any():
-        row, column = (int(i) for i in restarts.nonzero()[0])
-        raise UnsupportedModelError(
-            f"packed documents: position_ids of row {row} jump from {int(position_ids[row, column])} to "
-            f"{int(position_ids[row, column + 1])} at token {column + 1}, and a cache does not keep the "
-            "documents apart. Give one document per row."
-        )
