@@ -25,7 +25,7 @@ demo: $(call MARK,base)
 	$(BIN)/python flows/train_flow.py run
 
 test: $(call MARK,dev)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 check: $(call MARK,dev)
 	$(BIN)/ruff check .

@@ -25,6 +25,14 @@ _CLEARED = (
     "TRANSFORMERS_OFFLINE",
 )
 REPOSITORY = Path(__file__).resolve().parents[1]
+# Files that run for minutes begin first, so that no worker is left alone with one of them at the end.
+_LONGEST_FIRST = ("integration", "faults", "extension")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order of the folders of ``_LONGEST_FIRST``, then everything else as it was collected."""
+    ranks = {REPOSITORY / "tests" / name: number for number, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: ranks.get(item.path.parent, len(ranks)))
 
 
 @pytest.fixture(scope="session")

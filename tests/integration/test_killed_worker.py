@@ -17,7 +17,7 @@ def test_branches_killed_and_told_to_end_are_retried_and_every_position_counts_o
     shell: Shell, check_lineage
 ):
     text = (ROOT / "configs" / "demo.yaml").read_text()
-    text = text.replace("max_tokens: 1_000_000", "max_tokens: 60_000\n  keep: all")
+    text = text.replace("max_tokens: 800_000", "max_tokens: 60_000\n  keep: all")
     text = text.replace("interval_seconds: 5", "interval_seconds: 0.5")
     text = text.replace("solo_start: 0.1", "solo_start: 0.0").replace("max_samples: 128", "max_samples: 8")
     config = shell.directory / "short.yaml"
@@ -65,7 +65,7 @@ def test_an_interrupted_run_goes_on_from_its_last_round(shell: Shell, check_line
     """As the README says: `python flows/train_flow.py resume`."""
     flow = ROOT / "flows" / "train_flow.py"
     text = (ROOT / "configs" / "demo.yaml").read_text()
-    text = text.replace("max_tokens: 1_000_000", "max_tokens: 60_000").replace(
+    text = text.replace("max_tokens: 800_000", "max_tokens: 60_000").replace(
         "max_samples: 128", "max_samples: 8"
     )
     config = shell.directory / "short.yaml"
