@@ -62,6 +62,8 @@ def test_every_form_of_load_save_and_join(run_flow, project: Path):
     assert outcome.status == 0, outcome.output
     assert outcome.lines("all forms work")
     assert outcome.lines("Loading model from datastore to ./. Model being loaded: ")
+    # What was made below a root of the user's own is gone with its task.
+    assert [list(root.iterdir()) for root in sorted((project / "roots").iterdir())] == [[], []]
     # What lies where a repository is loaded is neither touched nor stored.
     assert (project / "mine.txt").read_text() == "mine"
     blobs = (project / ".metaflow" / "mf.hf" / "blobs").glob("*/*")

@@ -1,35 +1,119 @@
 """Faults in real runs: killed at a write, damaged bytes, full and read-only disks, a token in sight."""
 
+import hashlib
 import re
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from soak.contents import Bucket, Directory
+
+# Four of each of the flow's two steps.
+KILLS = {
+    "disk": "before arrivals,after blobs,before manifests,after snapshots,"
+    "before blobs,after checkpoints,before models,after models",
+    "s3": "after leases,after arrivals,before blobs,after manifests,"
+    "after blobs,before checkpoints,after checkpoints,before models",
+}
+ELSEWHERE = """
+import sys
+from pathlib import Path
+from metaflow import delete_model, load_model
+from metaflow_hf.errors import NotFound
+[found] = Path(load_model(sys.argv[1])).glob("state")
+print(found.name)
+delete_model(sys.argv[1])
+try:
+    load_model(sys.argv[1])
+except NotFound as error:
+    print(type(error).__name__)
+    assert "it was deleted" in str(error), error
+"""
 
 
-def test_a_task_killed_at_its_writes_ends_with_everything_whole(run_flow, hub):
-    kills = ["after blobs", "before manifests", "after checkpoints", "before models"]
-    with hub.log.new() as log:
-        outcome = run_flow("killed_writes_flow.py", "--kills", ",".join(kills))
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_run_killed_at_its_writes_on_a_bad_day_of_the_hub(
+    where, run_flow, hub, project: Path, tmp_path: Path, flow_environment, request
+):
+    datastore = request.getfixturevalue("s3_datastore") if where == "s3" else {}
+    content = "/lfs/*/model.safetensors"
+    hub.faults.fail_next(1, status=503, path="/api/models/gpt2/revision/*")
+    hub.faults.fail_next(1, status=429, retry_after_seconds=1, path="/api/models/gpt2/tree/*")
+    hub.faults.truncate_next(1, after_bytes=1000, path=content)
+    hub.faults.corrupt_next(1, path=content)
+    hub.faults.corrupt_next(1, path="/gpt2/*/config.json")
+    hub.faults.drop_next(1, path="/gpt2/*/tokenizer.json")
+    outcome = run_flow(
+        "killed_writes_flow.py",
+        "--kills",
+        KILLS[where],
+        before=[f"--datastore={'local' if where == 'disk' else 's3'}"],
+        **datastore,
+    )
     assert outcome.status == 0, outcome.output
-    assert len(outcome.lines("Task is starting (retry)")) == len(kills)
-    assert outcome.lines(f"attempt {len(kills)} ended")
-    # Two attempts had saved a checkpoint before they were killed.
-    assert outcome.lines("in the end: version 3")
-    # What was stored is not asked for again; what the first kill cut off is, once.
-    assert log.count(path="/lfs/*/model.safetensors", method="GET") <= 2
+    assert len(outcome.lines("Task is starting (retry)")) == 8
+    assert not hub.faults.left()
+    # Cut off, continued with wrong bytes, whole; and once more when a kill cut it off.
+    assert 3 <= hub.log.count(path=content, method="GET") <= 4
+    # As many attempts had saved a checkpoint before they were killed.
+    before = 3 if where == "disk" else 2
+    assert outcome.lines(f"in the end: version {before + 1}")
+    assert outcome.lines(f"child saved {before + 2}")
+    stored = _stored(project, datastore)
+    for kind in ("manifests", "snapshots", "checkpoints", "models", "pins", "refs"):
+        assert any(key.startswith(f"{kind}/") for key in stored), kind
+    for key in stored:
+        if key.startswith("blobs/"):
+            assert hashlib.sha256(stored[key]).hexdigest() == key.rpartition("/")[2], key
+    if where == "disk":
+        return
+    assert not list(project.rglob("mf.hf"))
+    # Another machine: nothing is there but the bucket.
+    elsewhere = {"METAFLOW_HF_CACHE": str(tmp_path / "elsewhere"), "METAFLOW_DEFAULT_DATASTORE": "s3"}
+    [model] = [key for key in stored if key.startswith("models/")]
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, model],
+        env={**flow_environment, **datastore, **elsewhere},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["state", "NotFound"]
 
 
-def test_errors_are_caught_by_the_names_of_huggingface_hub_and_no_process_shows_the_token(run_flow):
+def _stored(project: Path, datastore: dict[str, str]) -> Mapping[str, bytes]:
+    if datastore:
+        return Bucket(
+            f"{datastore['METAFLOW_DATASTORE_SYSROOT_S3']}/mf.hf", datastore["METAFLOW_S3_ENDPOINT_URL"]
+        )
+    return Directory(project / ".metaflow" / "mf.hf")
+
+
+def test_errors_are_caught_by_the_names_of_huggingface_hub_and_no_process_shows_the_token(
+    run_flow, hub, project: Path
+):
+    hub.faults.fail_next(100, status=503, path="/api/models/microsoft/phi-2/tree/*")
+    hub.faults.truncate_next(100, path="/distilbert-base-uncased/*/config.json")
+    hub.faults.corrupt_next(100, path="/bert-base-uncased/*/config.json")
     outcome = run_flow("caught_flow.py")
     assert outcome.status == 0, outcome.output
+    # Nothing of them is to be seen.
+    for name in ("phi-2", "distilbert-base-uncased", "bert-base-uncased"):
+        assert not list(project.glob(f".metaflow/mf.hf/manifests/**/*{name}*/**/*.json")), name
     for name, *words in (
         ("RepositoryNotFoundError", "'no/such' at revision 'main'", "repo_type"),
         ("RepositoryNotFoundError", "'acme/private-model'", "HF_TOKEN"),
         ("RevisionNotFoundError", "'gpt2' at revision 'v9'", "spelling"),
         ("GatedRepoError", "'acme/gated-model'", "HF_TOKEN"),
         ("RemoteEntryNotFoundError|EntryNotFoundError", "'none.json'", "gpt2"),
+        ("HubUnavailable", "the files of model 'microsoft/phi-2'", "HTTP 503", "HF_ENDPOINT"),
+        ("HubUnavailable", "'config.json' of model 'distilbert-base-uncased'", "5 tries", "HF_ENDPOINT"),
+        ("IntegrityError", "'config.json' of model 'bert-base-uncased'", "arrived damaged 3 times"),
     ):
         assert any(re.search(f"caught ({name}): ", line) for line in outcome.lines(*words)), (
             f"{name}\n{outcome.output}"

@@ -12,6 +12,7 @@ from huggingface_hub import constants
 
 from metaflow_hf.errors import HubUnavailable, IntegrityError
 from metaflow_hf.hub.client import HubClient, RetryPolicy
+from metaflow_hf.hub.pace import Pace
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.store.models import find_manifest
 
@@ -62,6 +63,19 @@ def test_a_hub_that_accepts_and_never_answers(own_hub, snapshots, request_for, s
     assert "\n" not in str(caught.value)
     assert own_hub.log.count(path=path) <= IMPATIENT.attempts
     assert list(store.list("manifests")) == []
+
+
+@pytest.mark.parametrize("path", ["/api/*/revision/*", "/api/*/tree/*", "*/config.json", SHARD])
+def test_a_body_that_trickles_is_cut_off_and_asked_for_again(own_hub, snapshots, request_for, path: str):
+    def client(request: SnapshotRequest) -> HubClient:
+        return HubClient(request.endpoint, retry=IMPATIENT, pace=Pace(bytes_per_second=10_000, seconds=0.2))
+
+    own_hub.faults.trickle_next(1, path=path, seconds=0.05)
+    assert snapshots(client=client).ensure(request_for(max_workers=1)).num_files == 7
+    assert own_hub.log.count(path=path, method="GET") >= 2
+    own_hub.faults.trickle_next(100, path=path, seconds=0.05)
+    with pytest.raises(HubUnavailable, match=r"TooSlow: \d+ bytes in .*HF_ENDPOINT"):
+        snapshots(client=client).ensure(request_for(max_workers=1, force_download=True))
 
 
 def test_retries_are_bounded_and_end_in_one_clear_line(own_hub, snapshots, request_for):

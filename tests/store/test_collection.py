@@ -1,5 +1,8 @@
 """Collecting what nothing names: two passes, and writers at every moment between them."""
 
+import signal
+import subprocess
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +17,7 @@ from metaflow_hf.store.checkpoints import CheckpointTask, save_checkpoint
 from metaflow_hf.store.collection import collect, unreferenced
 from metaflow_hf.store.inspection import usage
 from metaflow_hf.store.manifests import Manifest, ManifestFile, publish
-from metaflow_hf.store.models import delete_reference, load_directory, save_directory
+from metaflow_hf.store.models import delete_reference, find_manifest, load_directory, save_directory
 from metaflow_hf.store.node_cache import NodeCache
 
 WHO = {"flow": "FlowX", "run": "12", "step": "train", "task": "7"}
@@ -74,6 +77,38 @@ def test_what_a_killed_upload_left_goes_but_not_while_it_may_run(store, model: P
     assert collect(store).condemned == {}
     assert len(collect(store, now=after(2)).condemned) == 1
     assert len(collect(store, now=after(10)).deleted) == 1
+
+
+KILLED_IN_THE_MIDDLE = """
+import os, signal, sys
+from pathlib import Path
+from metaflow_hf.store import open_store
+from metaflow_hf.store.blobs import Blobs, hash_file
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+Blobs(open_store(sys.argv[1])).put(Path(sys.argv[2]), hash_file(Path(sys.argv[2])))
+"""
+
+
+def test_the_file_of_a_writer_killed_in_the_middle_goes_a_day_later(model: Path, tmp_path: Path):
+    place = tmp_path / "store"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_IN_THE_MIDDLE, str(place), str(model / "a.bin")], check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    store = open_store(place)
+    kept = save_directory(store, model / "b.bin", **WHO)
+    # As obstore names them.
+    (place / "models" / "x.json#1").write_bytes(b"{")
+    [left] = place.glob("blobs/*/*#*")
+    assert keys(store, "blobs") == [find_manifest(store, kept)[1].files[0].blob]
+    assert collect(store, now=after(0.9)).unfinished == {}
+    rehearsed = collect(store, now=after(1.1), dry_run=True)
+    assert left.exists()
+    done = collect(store, now=after(1.1))
+    assert done.unfinished == rehearsed.unfinished == {str(left): 1000, str(place / "models/x.json#1"): 1}
+    assert done.to_json()["unfinished"] == {"blobs": 2, "bytes": 1001}
+    assert not list(place.rglob("*#*"))
+    assert loaded(store, kept, tmp_path) == {"b.bin": b"b" * 2000}
 
 
 def test_what_a_killed_download_noted_goes_a_week_later(store):

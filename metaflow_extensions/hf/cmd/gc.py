@@ -51,6 +51,7 @@ def _rows(
         (f"noted, to be deleted in {keep_days:g} days", blobs.condemned),
         ("noted earlier, waiting", blobs.waiting),
         ("noted earlier, in use again", blobs.spared),
+        ("left by killed writers, deleted", blobs.unfinished),
     ):
         yield words, len(found), format_bytes(sum(found.values()))
     for lineage in lineages:

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["status", "truncate", "corrupt", "drop", "delay", "hold"]
+Kind = Literal["status", "truncate", "corrupt", "drop", "delay", "hold", "trickle"]
 
 
 class Gate:
@@ -86,6 +86,12 @@ class FaultSchedule:
         """Wait before answering."""
         self._schedule(Fault("delay", times, path, method, seconds=seconds))
 
+    def trickle_next(
+        self, times: int = 1, *, seconds: float = 0.01, path: str = "*", method: str = "GET"
+    ) -> None:
+        """Send the body byte by byte, so many seconds apart, for as long as the client listens."""
+        self._schedule(Fault("trickle", times, path, method, seconds=seconds))
+
     def hold_next(self, times: int = 1, *, path: str = "*", method: str = "*") -> Gate:
         """Answer only once the returned gate is opened: a delay that a test ends itself."""
         gate = Gate()
@@ -98,6 +104,11 @@ class FaultSchedule:
             for gate in self._gates:
                 gate.open()
             self._gates.clear()
+
+    def left(self) -> bool:
+        """Whether any fault was not met yet."""
+        with self._lock:
+            return any(fault.left > 0 for fault in self._faults)
 
     def _schedule(self, fault: Fault) -> None:
         with self._lock:

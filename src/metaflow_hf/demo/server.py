@@ -194,9 +194,12 @@ class _Handler(BaseHTTPRequestHandler):
         sent = 0
         try:
             self._send_head(answer.status, answer.headers, len(answer.body))
-            for start in range(0, len(body), _SEND_BYTES):
-                self.wfile.write(body[start : start + _SEND_BYTES])
-                sent = min(start + _SEND_BYTES, len(body))
+            step = 1 if kind == "trickle" else _SEND_BYTES
+            for start in range(0, len(body), step):
+                self.wfile.write(body[start : start + step])
+                sent = min(start + step, len(body))
+                if kind == "trickle" and fault is not None:
+                    time.sleep(fault.seconds)
         except ConnectionError:  # the client went away: it knows best why
             self.close_connection = True
             self.server.owner.log.correct(number, sent)

@@ -4,13 +4,13 @@ Each is asked with a time limit and retried within bounds (429 with its ``Retry-
 what the hub answers, or does not, becomes an error of ours that says where and what to do.
 """
 
+import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -23,12 +23,13 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from metaflow_hf import environment
-from metaflow_hf.errors import HubError, HubUnavailable, IntegrityError, SelectionError
+from metaflow_hf.errors import HubError, HubUnavailable, SelectionError
 from metaflow_hf.hub import errors
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.names import Repo, is_commit_hash
+from metaflow_hf.hub.pace import Pace, TransportError
 from metaflow_hf.hub.records import Resolved
-from metaflow_hf.hub.retries import tell_retries
+from metaflow_hf.hub.retries import tell_retries, wait_before_retry
 
 logger = logging.getLogger("metaflow_hf.hub")
 
@@ -36,10 +37,7 @@ T = TypeVar("T")
 
 _CHECKSUM: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
-# httpx's base error, whichever httpx this huggingface_hub was built on.
-TransportError: Final[type[Exception]] = hf_errors.HfHubHTTPError.__bases__[0]
 TIMEOUT_SECONDS: Final = 10.0
-MAX_RETRY_AFTER_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,19 @@ class RetryPolicy:
     seconds: float = 60.0
     first_wait_seconds: float = 0.5
     max_wait_seconds: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One whole answer; ``next_url`` is that of the next page, empty on the last."""
+
+    status: int
+    body: bytes
+    next_url: str = ""
+
+    def json(self) -> Any:
+        """Raises ``ValueError`` for a body that is none."""
+        return json.loads(self.body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,7 @@ class HubClient:
     headers: dict[str, str] | None = field(default=None, repr=False)
     timeout_seconds: float = TIMEOUT_SECONDS
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    pace: Pace = field(default_factory=Pace)
 
     def request_headers(self) -> dict[str, str]:
         """Headers of every request, with the user's token if there is one.
@@ -139,8 +151,7 @@ class HubClient:
                 files += [_remote_file(item) for item in response.json() if item["type"] == "file"]
             except (ValueError, KeyError, TypeError) as error:
                 raise self._not_a_hub(what) from error
-            following = response.links.get("next", {}).get("url", "")
-            url = urljoin(url, following) if following else ""
+            url = response.next_url
             if url in seen:
                 raise self._not_a_hub(what)
         return files
@@ -162,21 +173,29 @@ class HubClient:
         except ValueError as error:
             raise self._not_a_hub(what) from error
 
-    def _get(self, url: str) -> Any:
+    def get(self, url: str, headers: Mapping[str, str]) -> Answer:
+        """One request, not repeated. Raises what huggingface_hub raises, and ``TooSlow`` for a body that trickles."""
+        with get_session().stream(
+            "GET", url, headers=headers, timeout=self.timeout_seconds, follow_redirects=True
+        ) as response:
+            hf_raise_for_status(response)
+            following = response.links.get("next", {}).get("url", "")
+            body = self.pace.read(response)
+        return Answer(response.status_code, body, urljoin(url, following) if following else "")
+
+    def _get(self, url: str) -> Answer:
         headers = self.request_headers()
         if urlsplit(url)[:2] != urlsplit(self.endpoint.url)[:2]:
             # A mirror may name the next page on another host: nobody but the user's hub sees the token.
             headers = build_hf_headers(token=False, library_name="metaflow-hf")
-        response = get_session().get(url, headers=headers, timeout=self.timeout_seconds)
-        hf_raise_for_status(response)
-        return response
+        return self.get(url, headers)
 
     def _repeat(self, request: Callable[[], T]) -> T:
         if environment.is_offline():
             raise hf_errors.OfflineModeIsEnabled("HF_HUB_OFFLINE=1")
         tell_retries()
         for attempt in stamina.retry_context(
-            on=_wait_before_retry,
+            on=wait_before_retry,
             attempts=self.retry.attempts,
             timeout=self.retry.seconds,
             wait_initial=self.retry.first_wait_seconds,
@@ -224,7 +243,7 @@ class HubClient:
             )
         if response is not None and response.status_code == 404:
             return self._not_a_hub(what)
-        if response is not None and 400 <= response.status_code < 500 and not _wait_before_retry(error):
+        if response is not None and 400 <= response.status_code < 500 and not wait_before_retry(error):
             return errors.AccessRefused(
                 f"{what}: {hub} refused the request ({response.status_code}). Check that HF_TOKEN is valid and may "
                 "read this repository."
@@ -232,7 +251,7 @@ class HubClient:
         if isinstance(error, TransportError):
             return HubUnavailable(
                 f"{what}: the hub at {hub} gave no usable answer ({_reason(error)}) within "
-                f"{self.retry.attempts} tries. Check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is "
+                f"{self.retry.attempts} tries and {self.retry.seconds:.0f} s. Check the network and HF_ENDPOINT; HF_HUB_OFFLINE=1 uses what is "
                 "cached already."
             )
         return error
@@ -242,32 +261,6 @@ class HubClient:
             f"{what}: what answers at {self.endpoint.url} is not a Hugging Face hub. Check HF_ENDPOINT, proxy and "
             "firewall."
         )
-
-
-def _wait_before_retry(error: Exception) -> bool | float:
-    if isinstance(error, IntegrityError):
-        return True
-    response = getattr(error, "response", None)
-    if response is None:
-        return isinstance(error, TransportError)
-    if response.status_code in (429, 503):
-        after = _retry_after_seconds(response.headers.get("Retry-After", ""))
-        return True if after is None else min(after, MAX_RETRY_AFTER_SECONDS)
-    return bool(response.status_code >= 500 or response.status_code == 408)
-
-
-def _retry_after_seconds(value: str) -> float | None:
-    """What ``Retry-After`` says, in seconds or as a date of HTTP; ``None`` for anything else."""
-    text = value.strip()
-    if text.isascii() and text.isdecimal():
-        return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        return None
-    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
 
 
 def _remote_file(item: dict[str, Any]) -> RemoteFile:

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final
 
@@ -107,7 +107,7 @@ class Fetcher:
             # A collection condemned a blob between our look and our manifest: the next generation is safe.
             self._store.delete(manifest_key)
         shutil.rmtree(staging, ignore_errors=True)
-        arrivals.clear()
+        arrivals.clear(manifest)
         return manifest
 
     def plan(self, commit_hash: str) -> list[tuple[RemoteFile, bool]]:
@@ -180,21 +180,33 @@ class Fetcher:
             "downloading %d files, %d bytes, of %s from %s", len(missing), total, repo, self._client.endpoint
         )
 
+        failures: list[BaseException] = []
+
         def bring(file: RemoteFile) -> ManifestFile:
-            entry = self._bring_file(file, commit_hash, staging, blobs.replace, tally)
-            if entry.oid is not None:
-                arrivals.add(entry)
-            return entry
+            def store(path: Path, digest: Digest) -> str:
+                if file.sha256 is None:
+                    arrivals.add(file.path, file.oid, digest)
+                return blobs.replace(path, digest)
+
+            try:
+                return self._bring_file(file, commit_hash, staging, store, tally)
+            except BaseException as error:
+                # One failure ends it: what has not begun need not begin, what runs stops and is resumed later.
+                failures.append(error)
+                tally.stop()
+                raise
 
         with ThreadPoolExecutor(self._request.max_workers) as pool:
             futures = [pool.submit(bring, file) for file in missing]
             try:
-                return _results(futures)
+                wait(futures, return_when=FIRST_EXCEPTION)
+                if failures:
+                    raise failures[0]
+                return [future.result() for future in futures]
             except (KeyboardInterrupt, SystemExit):
                 logger.warning("interrupted at %s; run again on this machine to resume", tally)
                 raise
             finally:
-                # One failure ends it: what has not begun need not begin, what runs stops and is resumed later.
                 tally.stop()
                 for future in futures:
                     future.cancel()
@@ -242,13 +254,6 @@ class Fetcher:
         newest = sorted(self._store.list(prefix), key=lambda info: info.last_modified)[-EARLIER_MANIFESTS:]
         stored = [file for info in newest for file in read_manifest(self._store, info.key).files]
         return {(file.oid, file.size): file.digest for file in (*stored, *arrived) if file.oid}
-
-
-def _results(futures: "list[Future[ManifestFile]]") -> list[ManifestFile]:
-    """All results in order; raises the first failure as soon as it happens."""
-    for future in as_completed(futures):
-        future.result()
-    return [future.result() for future in futures]
 
 
 def _entry(file: RemoteFile, digest: Digest, blob: str) -> ManifestFile:

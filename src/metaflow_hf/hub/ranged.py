@@ -4,11 +4,6 @@ import hashlib
 import io
 from typing import Any, BinaryIO, Final, cast
 
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    get_session,
-    hf_raise_for_status,
-)
-
 from metaflow_hf.errors import IntegrityError
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.names import Repo
@@ -66,12 +61,9 @@ class RangedFile(io.RawIOBase):
 
     def _request(self, start: int, stop: int) -> bytes:
         headers = {**self._client.request_headers(), "Range": f"bytes={start}-{stop - 1}"}
-        response: Any = get_session().get(
-            self._url, headers=headers, timeout=self._client.timeout_seconds, follow_redirects=True
-        )
-        hf_raise_for_status(response)
-        data: bytes = response.content
-        if response.status_code == 200:
+        answer = self._client.get(self._url, headers)
+        data = answer.body
+        if answer.status == 200:
             # A proxy that ignores ranges sends the whole file.
             data = data[start:stop]
         if len(data) != stop - start:

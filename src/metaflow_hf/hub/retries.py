@@ -1,8 +1,15 @@
-"""What a log says of a question that is asked again."""
+"""Which failed questions are asked again, when, and what a log says of it."""
 
 import logging
 import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
+
+from metaflow_hf.errors import IntegrityError
+from metaflow_hf.hub.pace import TransportError
+
+MAX_RETRY_AFTER_SECONDS: Final = 60.0
 
 _QUERY: Final = re.compile(r"(?<=\S)\?[^\s'\"]+")
 
@@ -27,3 +34,30 @@ def tell_retries() -> None:
     stamina = logging.getLogger("stamina")
     if not any(isinstance(known, _RetryLine) for known in stamina.filters):
         stamina.addFilter(_RetryLine())
+
+
+def wait_before_retry(error: Exception) -> bool | float:
+    """Whether a question that failed so is asked again; in how many seconds, where the hub said so."""
+    if isinstance(error, IntegrityError):
+        return True
+    response = getattr(error, "response", None)
+    if response is None:
+        return isinstance(error, TransportError)
+    if response.status_code in (429, 503):
+        after = _retry_after_seconds(response.headers.get("Retry-After", ""))
+        return True if after is None else min(after, MAX_RETRY_AFTER_SECONDS)
+    return bool(response.status_code >= 500 or response.status_code == 408)
+
+
+def _retry_after_seconds(value: str) -> float | None:
+    """What ``Retry-After`` says, in seconds or as a date of HTTP; ``None`` for anything else."""
+    text = value.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        return None
+    return max((moment - datetime.now(UTC)).total_seconds(), 0.0)

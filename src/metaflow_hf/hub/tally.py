@@ -94,7 +94,11 @@ class FileTally:
         self._change(lambda file: replace(file, here=size, size=size))
 
     def trying(self) -> None:
-        """The hub is asked for the file, or for the rest of it; every time but the first is a retry."""
+        """The hub is asked for the file, or for the rest of it; every time but the first is a retry.
+
+        Raises ``Stopped`` once the download was stopped.
+        """
+        self._go_on()
         self._change(lambda file: replace(file, tries=file.tries + 1))
 
     def noted(self, size: int) -> None:
@@ -103,9 +107,12 @@ class FileTally:
 
     def arrived(self, size: int) -> None:
         """``noted``; raises ``Stopped`` once the download was stopped."""
+        self._go_on()
+        self.noted(size)
+
+    def _go_on(self) -> None:
         if self._tally._stopped:  # noqa: SLF001
             raise Stopped
-        self.noted(size)
 
     def _change(self, change: Callable[[_File], _File]) -> None:
         self._tally._change(self._path, change)  # noqa: SLF001

@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ from metaflow_hf import environment
 from metaflow_hf.errors import HubUnavailable, IntegrityError, StoreUnavailable
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.names import Repo
+from metaflow_hf.hub.pace import Pace
 from metaflow_hf.hub.tally import FileTally
 from metaflow_hf.store.objects import Digest
 
@@ -84,7 +86,9 @@ def bring_file(
         else:
             url = client.file_url(repo, commit_hash, file.path)
             _repeat_while_it_grows(
-                place, lambda: client.repeat(what, lambda: _get_by_http(client, url, file, place, progress))
+                place,
+                client.pace,
+                lambda: client.repeat(what, lambda: _get_by_http(client, url, file, place, progress)),
             )
     except OSError as error:
         if error.errno is None or isinstance(error, ConnectionError):
@@ -115,14 +119,16 @@ def _size(place: Path) -> int:
     return place.stat().st_size if place.exists() else 0
 
 
-def _repeat_while_it_grows(place: Path, request: Callable[[], None]) -> None:
-    """The bounds on retries count anew whenever bytes arrived: a long download outlives many short outages."""
+def _repeat_while_it_grows(place: Path, pace: Pace, request: Callable[[], None]) -> None:
+    """The bounds on retries count anew whenever bytes arrived: a long download outlives many short outages, but no
+    body that trickles.
+    """
     while True:
-        before = _size(place)
+        before, began = _size(place), time.monotonic()
         try:
             request()
         except HubUnavailable:
-            if _size(place) <= before:
+            if pace.is_too_slow(_size(place) - before, time.monotonic() - began):
                 raise
         else:
             return
@@ -148,7 +154,7 @@ def _get_by_http(client: HubClient, url: str, file: RemoteFile, place: Path, pro
                 out.truncate(0)
                 size = told = 0
             # As they come: put together to larger chunks, the bytes would be copied twice more.
-            for chunk in response.iter_bytes():
+            for chunk in client.pace.checked(response.iter_bytes()):
                 size += len(chunk)
                 if size > file.size:
                     # Whatever this is, it must not fill the disk.

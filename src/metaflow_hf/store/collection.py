@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from metaflow_hf.errors import SelectionError
+from metaflow_hf.errors import SelectionError, StoreUnavailable
 from metaflow_hf.store.blobs import CONDEMNED, content_of
 from metaflow_hf.store.manifests import read_manifests
-from metaflow_hf.store.objects import ObjectInfo, ObjectStore, encode_json, new_nonce
+from metaflow_hf.store.objects import ObjectInfo, ObjectStore, Unfinished, encode_json, new_nonce
 
 logger = logging.getLogger("metaflow_hf.store")
 
@@ -35,13 +35,15 @@ class Collected:
     """What one pass did, or would do: blob keys with their sizes in bytes.
 
     ``condemned`` are new, ``deleted`` are gone, ``waiting`` were condemned earlier and are not old enough, ``spared``
-    were condemned and are in use again: they stay for as long as a manifest names them.
+    were condemned and are in use again: they stay for as long as a manifest names them. ``unfinished`` are files of
+    killed writers on a local disk, gone too.
     """
 
     condemned: dict[str, int]
     deleted: dict[str, int]
     waiting: dict[str, int]
     spared: dict[str, int]
+    unfinished: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,6 +53,7 @@ class Collected:
                 ("deleted", self.deleted),
                 ("waiting", self.waiting),
                 ("spared", self.spared),
+                ("unfinished", self.unfinished),
             )
         }
 
@@ -66,7 +69,8 @@ def collect(
 
     Safe while any number of others write, load and collect. ``dry_run`` changes nothing. ``now`` is the store's own
     clock by default. Raises ``SelectionError`` for fewer days, and ``IntegrityError`` for a damaged manifest, whose
-    blobs cannot be known. What killed downloads noted goes after the same time.
+    blobs cannot be known. What killed downloads noted goes after the same time; what killed writers left on a local
+    disk, which nobody can read, when it was not touched for a day.
     """
     if keep_days < MIN_KEEP_DAYS:
         raise SelectionError(
@@ -77,16 +81,30 @@ def collect(
     blobs = {info.key: info for info in store.list("blobs")}
     # Last of the three: whatever became visible until now counts.
     is_named = _named(store, records)
-    result = Collected({}, {}, {}, {})
+    result = Collected({}, {}, {}, {}, {})
     for key, info in blobs.items():
         fate = _fate(result, info, records.get(key), is_named(key), moment, timedelta(days=keep_days))
         fate[key] = info.size
+    abandoned = [part for part in store.unfinished() if moment - part.last_modified >= YOUNG]
+    result.unfinished.update((str(part.path), part.size) for part in abandoned)
     if not dry_run:
+        _remove(abandoned)
         _carry_out(store, result)
         for info in store.list(ARRIVALS):
             if moment - info.last_modified >= timedelta(days=keep_days):
                 store.delete(info.key)
     return result
+
+
+def _remove(files: list[Unfinished]) -> None:
+    for file in files:
+        try:
+            file.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{file.path}, which a killed writer left, cannot be removed: {error.strerror}. Collect as the user that "
+                "the datastore belongs to."
+            ) from error
 
 
 def unreferenced(store: ObjectStore) -> dict[str, int]:

@@ -30,6 +30,15 @@ class ObjectInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A file of a writer on a local disk that becomes an object when it is whole; ``last_modified`` in UTC."""
+
+    path: Path
+    size: int
+    last_modified: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class CreateResult:
     """Outcome of ``create``: ``created`` tells whether the key now holds our bytes, ``content`` what it holds."""
 
@@ -113,6 +122,13 @@ class ObjectStore(Protocol):
         """Streams an object into a file, which appears whole (by a rename) or not at all.
 
         Raises ``NotFound``, and ``IntegrityError`` when the bytes are not the expected ones.
+        """
+        ...
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        """What writers under way, or killed, have written of objects that have not appeared.
+
+        Stores in the cloud show nothing of them: the lifecycle rule of the bucket removes their parts.
         """
         ...
 

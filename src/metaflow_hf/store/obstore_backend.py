@@ -25,7 +25,7 @@ from obstore.store import ObjectStore as Backend
 
 from metaflow_hf.errors import IntegrityError, NotFound, StoreUnavailable, UnsupportedStore
 from metaflow_hf.store import streams
-from metaflow_hf.store.objects import CreateResult, Digest, ObjectInfo, ObjectStore, check_key
+from metaflow_hf.store.objects import CreateResult, Digest, ObjectInfo, ObjectStore, Unfinished, check_key
 
 logger = logging.getLogger("metaflow_hf.store")
 
@@ -169,6 +169,10 @@ class ObstoreBackend:
         finally:
             part.unlink(missing_ok=True)
         return digest
+
+    def unfinished(self) -> Iterator[Unfinished]:
+        if self._local_root is not None:
+            yield from streams.unfinished_files(self._local_root / self._prefix)
 
     def child(self, prefix: str) -> "ObstoreBackend":
         return ObstoreBackend(

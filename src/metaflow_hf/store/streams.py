@@ -8,20 +8,24 @@ import fcntl
 import hashlib
 import os
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from metaflow_hf.store.objects import Digest
+from metaflow_hf.store.objects import Digest, Unfinished
 
 CHUNK_BYTES: Final = 4 << 20
 # One ranged request, and how many of one object are under way at once.
 RANGE_BYTES: Final = 8 << 20
 READERS: Final = 8
 _FICLONE: Final = 0x40049409
+# No key ends like this: stores on local disks keep what they are writing under such names, and list none.
+_PART: Final = re.compile(r"#\d+$")
 
 
 def write_hashed(chunks: Iterable[memoryview], descriptor: int) -> Digest:
@@ -82,7 +86,6 @@ def copy_durably(source: Path, target: Path, check: Callable[[Digest], None]) ->
     The bytes are on the disk when it returns; the caller makes the name durable too.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Stores on local disks list no name with such an ending.
     part = target.with_name(f"{target.name}#{random.SystemRandom().randrange(10**9)}")
     try:
         with part.open("x+b", buffering=0) as out:
@@ -93,6 +96,15 @@ def copy_durably(source: Path, target: Path, check: Callable[[Digest], None]) ->
     finally:
         part.unlink(missing_ok=True)
     return digest
+
+
+def unfinished_files(root: Path) -> Iterator[Unfinished]:
+    """The files of writes below a directory, ours and obstore's, that have not got their name yet."""
+    for directory, _, names in os.walk(root):
+        for path in (Path(directory, name) for name in names if _PART.search(name)):
+            with suppress(FileNotFoundError):  # it got its name in the meantime
+                found = path.stat()
+                yield Unfinished(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
 def reflink(source: Path, descriptor: int) -> bool:

@@ -54,12 +54,13 @@ class CheckpointFlow(FlowSpec):
         self.last = point.save()
         self.next(self.join)
 
-    @checkpoint(load_policy="eager")
+    @checkpoint(load_policy="eager", temp_dir_root="roots")
     @step
     def join(self, inputs):
         assert Path(current.checkpoint.load(inputs[1].last), "progress").read_text() == "3"
         self.merge_artifacts(inputs, include=["parts"])
         print(f"join began with {current.checkpoint.info and current.checkpoint.info['metadata']}")
+        assert Path(current.checkpoint.directory).parent == Path("roots").absolute()
         Path(current.checkpoint.directory, "count").write_text(current.run_id)
         current.checkpoint.save(metadata={"run": current.run_id})
         self.next(self.end)

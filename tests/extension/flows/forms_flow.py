@@ -26,6 +26,7 @@ class FormsFlow(FlowSpec):
         },
         cache_scope="global",
         verify="always",
+        temp_dir_root="roots/hub",
     )
     @step
     def start(self):
@@ -40,6 +41,7 @@ class FormsFlow(FlowSpec):
         assert names(loaded["tokenizer"]) == {"tokenizer.json", "tokenizer_config.json"}
         assert loaded["tokenizer"] == "aliased"
         assert "model.safetensors" in names(loaded["same"])
+        assert Path(loaded["same"]).parent == Path("roots/hub").absolute()
         assert loaded.info["same"]["commit_hash"] == loaded.info["tokenizer"]["commit_hash"]
         assert loaded.info["same"]["key"].startswith("snapshots/global/")
         with current.huggingface_hub.load("gpt2", allow_patterns="*.json") as path:
@@ -55,11 +57,14 @@ class FormsFlow(FlowSpec):
         self.parts = ["a", "b"]
         self.next(self.train, foreach="parts")
 
-    @model(load={"reference": None, "reference_key": None}, best_effort_load=True)
+    @model(
+        load={"reference": None, "reference_key": None}, best_effort_load=True, temp_dir_root="roots/models"
+    )
     @step
     def train(self):
         assert set(current.model.loaded) == {"reference"}
         given = current.model.loaded["reference"]
+        assert Path(given).parent == Path("roots/models").absolute()
         Path(given, "weights.txt").write_text(self.input)
         Path(given, "config.json").write_text("edited")
         self.saved = current.model.save(given, label=f"part.{self.input}", metadata={"part": self.input})
