@@ -13,7 +13,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 import pytest
 
 from metaflow_hf.errors import HubUnavailable, IntegrityError, SelectionError
-from metaflow_hf.hub.client import MAX_RETRY_AFTER_SECONDS, _wait_before_retry
+from metaflow_hf.hub.retries import MAX_RETRY_AFTER_SECONDS, wait_before_retry
 
 Answer = tuple[int, dict[str, str], bytes]
 
@@ -298,9 +298,9 @@ class _Busy(Exception):
 )
 def test_how_long_a_busy_hub_asks_to_wait(after: str, least: float, most: float):
     for status in (429, 503):
-        assert least <= _wait_before_retry(_Busy(status, after)) <= most
+        assert least <= wait_before_retry(_Busy(status, after)) <= most
 
 
 @pytest.mark.parametrize("after", [None, "", "soon", "²", "-5", "1e9", "Wed, 99 Foo 2015 07:28:00 GMT"])
 def test_a_wait_that_cannot_be_read_is_our_own(after: str | None):
-    assert _wait_before_retry(_Busy(429, after)) is True
+    assert wait_before_retry(_Busy(429, after)) is True

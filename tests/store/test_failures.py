@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metaflow_hf.errors import IntegrityError, StoreUnavailable, UnsupportedStore
-from metaflow_hf.store import Digest, ObjectStore, datastore, obstore_backend, open_store, probe
+from metaflow_hf.store import Digest, ObjectStore, datastore, open_store, opening, probe
 from metaflow_hf.store.objects import CreateResult
 
 
@@ -22,8 +22,8 @@ def dead_endpoint(s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatc
         port = probe_socket.getsockname()[1]
     monkeypatch.setattr(metaflow_config, "S3_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     # A few retries show that they end; a minute of them would show nothing more.
-    retries: Any = {**obstore_backend.RETRY_CONFIG, "max_retries": 3}
-    monkeypatch.setattr(obstore_backend, "RETRY_CONFIG", retries)
+    retries: Any = {**opening.RETRY_CONFIG, "max_retries": 3}
+    monkeypatch.setattr(opening, "RETRY_CONFIG", retries)
     return f"http://127.0.0.1:{port}"
 
 

@@ -11,7 +11,7 @@ from metaflow_hf.store.objects import CreateResult, Digest, ObjectInfo, ObjectSt
 
 if TYPE_CHECKING:
     from metaflow_hf.store.datastore import configured_store
-    from metaflow_hf.store.obstore_backend import open_store
+    from metaflow_hf.store.opening import open_store
     from metaflow_hf.store.probing import probe
 
 __all__ = [
@@ -30,7 +30,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # obstore and Metaflow are loaded when they are first used.
     if name == "open_store":
-        from metaflow_hf.store.obstore_backend import open_store
+        from metaflow_hf.store.opening import open_store
 
         return open_store
     if name == "probe":

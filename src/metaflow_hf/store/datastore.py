@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from metaflow_hf.errors import UnsupportedStore
 from metaflow_hf.store.objects import ObjectStore
-from metaflow_hf.store.obstore_backend import open_store
+from metaflow_hf.store.opening import open_store
 
 logger = logging.getLogger("metaflow_hf.store")
 

@@ -5,27 +5,23 @@ up, that local writes are durable (obstore does not fsync), and that listings ar
 """
 
 import errno
-import hashlib
 import logging
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore import exceptions as obstore_errors
-from obstore.store import AzureStore, GCSStore, LocalStore, MemoryStore, S3Store
+from obstore.store import AzureStore, GCSStore, S3Store
 from obstore.store import ObjectStore as Backend
 
-from metaflow_hf.errors import IntegrityError, NotFound, StoreUnavailable, UnsupportedStore
+from metaflow_hf.errors import NotFound, StoreUnavailable
 from metaflow_hf.store import streams
-from metaflow_hf.store.objects import CreateResult, Digest, ObjectInfo, ObjectStore, Unfinished, check_key
+from metaflow_hf.store.objects import CreateResult, Digest, ObjectInfo, Unfinished, check_key
+from metaflow_hf.store.obstore_answers import AccessDenied, Taken, meaning_of
 
 logger = logging.getLogger("metaflow_hf.store")
 
@@ -34,24 +30,9 @@ T = TypeVar("T")
 # Parts of an upload, and how many are under way at once.
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 UPLOADS: Final = 4
-RETRY_SECONDS: Final = 60.0
-# How obstore itself retries one request (5xx, 429, connection errors), within RETRY_SECONDS in all.
-RETRY_CONFIG: Final[Any] = {
-    "max_retries": 8,
-    "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
-}
-CLIENT_OPTIONS: Final[Any] = {
-    "connect_timeout": timedelta(seconds=10),
-    "read_timeout": timedelta(seconds=60),
-    "timeout": timedelta(minutes=30),
-}
 
 # What a disk answers that cannot take more bytes of one file, one user or at all.
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-_memory_stores: dict[str, MemoryStore] = {}
-_memory_lock = threading.Lock()
 
 
 class ObstoreBackend:
@@ -75,8 +56,10 @@ class ObstoreBackend:
     def create(self, key: str, data: bytes) -> CreateResult:
         path = self._path(key)
         try:
-            self._ask(key, lambda: obstore.put(self._backend, path, data, mode="create", use_multipart=False))
-        except _Taken:
+            self._write(
+                key, lambda: obstore.put(self._backend, path, data, mode="create", use_multipart=False)
+            )
+        except Taken:
             return self._read_winner(key, data)
         except StoreUnavailable:
             # The request may have been carried out although its answer was lost.
@@ -88,12 +71,12 @@ class ObstoreBackend:
 
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
-        self._ask(key, lambda: obstore.put(self._backend, path, data, use_multipart=False))
+        self._write(key, lambda: obstore.put(self._backend, path, data, use_multipart=False))
         self._make_durable(path)
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
-        return self._ask(key, lambda: obstore.get(self._backend, path).bytes().to_bytes())
+        return self._read(key, lambda: obstore.get(self._backend, path).bytes().to_bytes())
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
         if not 0 <= start <= stop:
@@ -103,7 +86,7 @@ class ObstoreBackend:
             return b""
         path = self._path(key)
         try:
-            return self._ask(
+            return self._read(
                 key, lambda: obstore.get_range(self._backend, path, start=start, end=stop).to_bytes()
             )
         except StoreUnavailable:
@@ -114,7 +97,7 @@ class ObstoreBackend:
 
     def head(self, key: str) -> ObjectInfo:
         path = self._path(key)
-        return self._info(self._ask(key, lambda: obstore.head(self._backend, path)))
+        return self._info(self._read(key, lambda: obstore.head(self._backend, path)))
 
     def children(self, prefix: str = "") -> list[str]:
         path = self._path(prefix) if prefix else self._prefix
@@ -131,16 +114,20 @@ class ObstoreBackend:
         target = self._path(key)
         if self._local_root is not None:
             place = self._local_root / target
-            check = partial(check_digest, expected=expected, what=str(path))
+            check = partial(streams.check_digest, expected=expected, what=str(path))
             digest = self._ask(key, lambda: streams.copy_durably(path, place, check))
             self._sync(place.parent)
             return digest
-        reader = _HashingReader(path, expected)
+        reader = streams.HashingReader(path, expected)
         # An error of the reader at its end aborts the upload before anything appears.
-        self._ask(
+        self._write(
             key,
             lambda: obstore.put(
-                self._backend, target, reader.chunks(), chunk_size=CHUNK_BYTES, max_concurrency=UPLOADS
+                self._backend,
+                target,
+                reader.chunks(CHUNK_BYTES),
+                chunk_size=CHUNK_BYTES,
+                max_concurrency=UPLOADS,
             ),
         )
         return reader.digest
@@ -158,13 +145,13 @@ class ObstoreBackend:
         try:
             with os.fdopen(handle, "wb") as out:
                 try:
-                    digest = self._ask(key, lambda: self._bring(source, out.fileno(), expected))
+                    digest = self._read(key, lambda: self._bring(source, out.fileno(), expected))
                 except StoreUnavailable as error:
                     if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NO_ROOM:
                         # It is this machine's disk, not the store, that is full.
                         raise error.__cause__ from error
                     raise
-            check_digest(digest, expected, what=f"{self.uri}/{key}")
+            streams.check_digest(digest, expected, what=f"{self.uri}/{key}")
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -185,7 +172,8 @@ class ObstoreBackend:
 
         def pages() -> Iterator[ObjectInfo]:
             for page in self._ask_each(prefix, obstore.list(self._backend, path or None, offset=offset)):
-                yield from map(self._info, page)
+                # Not every server of Azure's protocol begins where it is asked to.
+                yield from (info for info in map(self._info, page) if after is None or info.key > after)
 
         # Object stores list in order of keys; directories and memory in any.
         ordered = isinstance(self._backend, (S3Store, GCSStore, AzureStore))
@@ -213,7 +201,7 @@ class ObstoreBackend:
         except OSError as error:
             if error.errno == errno.EXDEV:
                 return False
-            raise self._translate(target, error) from error
+            raise meaning_of(error, self._where(target)) from error
         self._make_durable(target)
         return True
 
@@ -255,11 +243,44 @@ class ObstoreBackend:
             # Deleted by another process in the meantime: then nobody needs it to last.
             logger.debug("%s went away while it was written", error.filename)
 
+    def _read(self, key: str, request: Callable[[], T]) -> T:
+        """Asks for an object. Who may not list a whole bucket is told 403, not 404, of one that is missing."""
+        try:
+            return self._ask(key, request)
+        except AccessDenied as error:
+            if self._is_listed(key):
+                raise
+            raise NotFound(f"{self.uri}/{key} does not exist.") from error
+
+    def _write(self, key: str, request: Callable[[], T]) -> T:
+        """Asks to store an object. What does not exist then is the bucket."""
+        try:
+            return self._ask(key, request)
+        except NotFound as error:
+            raise StoreUnavailable(
+                f"{self.uri}/{key} cannot be written: there is no {self._uri}. Create this bucket (container, directory) "
+                "or check its name."
+            ) from error
+
+    def _is_listed(self, key: str) -> bool:
+        """Whether a listing has the key; raises ``AccessDenied`` where that is refused too."""
+        path = self._path(key)
+        # Listings are of whole directories, and begin after a name: the longest one that is before the key.
+        pages = obstore.list(self._backend, path.rpartition("/")[0] or None, offset=path[:-1])
+        for page in self._ask_each(key, pages):
+            for meta in page:
+                if meta["path"] >= path:
+                    return bool(meta["path"] == path)
+        return False
+
+    def _where(self, key: str) -> str:
+        return f"{self.uri}/{key}" if key else self.uri
+
     def _ask(self, key: str, request: Callable[[], T]) -> T:
         try:
             return request()
         except Exception as error:
-            raise self._translate(key, error) from error
+            raise meaning_of(error, self._where(key)) from error
 
     def _ask_each(self, key: str, pages: Iterator[T]) -> Iterator[T]:
         while True:
@@ -267,113 +288,3 @@ class ObstoreBackend:
             if page is None:
                 return
             yield page
-
-    def _translate(self, key: str, error: Exception) -> Exception:
-        """The error of ours that says what ``error`` means; anything unknown is passed through unchanged."""
-        where = f"{self.uri}/{key}" if key else self.uri
-        if isinstance(error, FileNotFoundError):
-            return NotFound(f"{where} does not exist.")
-        if isinstance(error, (obstore_errors.AlreadyExistsError, obstore_errors.PreconditionError)):
-            return _Taken(where)
-        reason = str(error).partition("\n")[0].strip()
-        if isinstance(error, (PermissionError, obstore_errors.UnauthenticatedError)):
-            return StoreUnavailable(
-                f"access to {where} was refused: {reason}. Check the credentials and that they may read, write "
-                "and list there."
-            )
-        if isinstance(error, (obstore_errors.BaseError, OSError)) and not isinstance(error, StoreUnavailable):
-            return StoreUnavailable(
-                f"{where} cannot be used: {reason}. Check that the datastore can be reached, may be written and has room."
-            )
-        return error
-
-
-class _Taken(Exception):  # noqa: N818  never leaves this module
-    """The key is taken."""
-
-
-class _HashingReader:
-    """Chunks of a file with their digest on the side; the last chunk is held back until the digest is right."""
-
-    def __init__(self, path: Path, expected: Digest | None) -> None:
-        self._path = path
-        self._expected = expected
-        self.digest = Digest(sha256="", size=-1)
-
-    def chunks(self) -> Iterator[bytes]:
-        sha, size = hashlib.sha256(), 0
-        with self._path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                sha.update(chunk)
-                size += len(chunk)
-                yield chunk
-        self.digest = Digest(sha256=sha.hexdigest(), size=size)
-        check_digest(self.digest, self._expected, what=str(self._path))
-
-
-def check_digest(actual: Digest, expected: Digest | None, *, what: str) -> None:
-    """Raises ``IntegrityError`` naming ``what`` when the bytes are not the expected ones."""
-    if expected is not None and actual != expected:
-        raise IntegrityError(
-            f"{what} is damaged: expected {expected.size} bytes with sha256 {expected.sha256}, found {actual.size} "
-            f"bytes with sha256 {actual.sha256}."
-        )
-
-
-def open_store(
-    location: str | Path,
-    *,
-    backend_options: Mapping[str, Any] | None = None,
-) -> ObjectStore:
-    """The store at a directory or at a ``file://``, ``s3://``, ``gs://``, ``az://`` or ``memory://`` URI.
-
-    A missing directory is created. ``memory://name`` is shared by name within the process. Cloud credentials
-    and endpoints are those of Metaflow's configuration unless ``backend_options`` (obstore's own names) say
-    otherwise. Raises ``UnsupportedStore`` for another scheme and ``StoreUnavailable`` for a directory that
-    cannot be made.
-    """
-    text = str(location)
-    parts = urlsplit(text) if "://" in text else None
-    if parts is None or parts.scheme == "file":
-        return _open_directory(Path(unquote(parts.path)) if parts else Path(text))
-    prefix = parts.path.strip("/")
-    if parts.scheme == "memory":
-        with _memory_lock:
-            memory = _memory_stores.setdefault(parts.netloc, MemoryStore())
-        return ObstoreBackend(memory, uri=f"memory://{parts.netloc}", prefix=prefix)
-    if parts.scheme not in ("s3", "gs", "az") or not parts.netloc:
-        raise UnsupportedStore(
-            f"{text!r} is not a store that can be used: give a directory, or s3://bucket/…, gs://bucket/… or "
-            "az://container/…."
-        )
-    if backend_options is None:
-        from metaflow_hf.store import datastore
-
-        backend_options = datastore.backend_options(parts.scheme)
-    return _open_cloud(parts.scheme, parts.netloc, prefix, dict(backend_options))
-
-
-def _open_directory(directory: Path) -> ObstoreBackend:
-    root = directory.expanduser().absolute()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        backend = LocalStore(root)
-    except OSError as error:
-        raise StoreUnavailable(
-            f"the directory {root} cannot be used as a datastore: {error.strerror or error}. Choose another place "
-            "(METAFLOW_DATASTORE_SYSROOT_LOCAL) or make it writable."
-        ) from error
-    return ObstoreBackend(backend, uri=root.as_uri(), local_root=root)
-
-
-def _open_cloud(scheme: str, bucket: str, prefix: str, options: dict[str, Any]) -> ObstoreBackend:
-    client_options = {**CLIENT_OPTIONS, **options.pop("client_options", {})}
-    shared: Any = {"retry_config": RETRY_CONFIG, "client_options": client_options, **options}
-    backend: Backend
-    if scheme == "s3":
-        backend = S3Store(bucket, **shared)
-    elif scheme == "gs":
-        backend = GCSStore(bucket, **shared)
-    else:
-        backend = AzureStore(bucket, **shared)
-    return ObstoreBackend(backend, uri=f"{scheme}://{bucket}", prefix=prefix)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from metaflow_hf.errors import IntegrityError
 from metaflow_hf.store.objects import Digest, Unfinished
 
 CHUNK_BYTES: Final = 4 << 20
@@ -118,3 +119,31 @@ def reflink(source: Path, descriptor: int) -> bool:
 def _write_all(view: memoryview, descriptor: int) -> None:
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+class HashingReader:
+    """Chunks of a file with their digest on the side; the last chunk is held back until the digest is right."""
+
+    def __init__(self, path: Path, expected: Digest | None) -> None:
+        self._path = path
+        self._expected = expected
+        self.digest = Digest(sha256="", size=-1)
+
+    def chunks(self, size_of_one: int) -> Iterator[bytes]:
+        sha, size = hashlib.sha256(), 0
+        with self._path.open("rb") as file:
+            while chunk := file.read(size_of_one):
+                sha.update(chunk)
+                size += len(chunk)
+                yield chunk
+        self.digest = Digest(sha256=sha.hexdigest(), size=size)
+        check_digest(self.digest, self._expected, what=str(self._path))
+
+
+def check_digest(actual: Digest, expected: Digest | None, *, what: str) -> None:
+    """Raises ``IntegrityError`` naming ``what`` when the bytes are not the expected ones."""
+    if expected is not None and actual != expected:
+        raise IntegrityError(
+            f"{what} is damaged: expected {expected.size} bytes with sha256 {expected.sha256}, found {actual.size} "
+            f"bytes with sha256 {actual.sha256}."
+        )
