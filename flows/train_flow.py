@@ -80,6 +80,7 @@ class TrainFlow(FlowSpec):
         self.next(self.train, foreach="branches")
 
     @retry(times=3, minutes_between_retries=0)
+    @card(type="blank", id="training", refresh_interval=1)
     @model(load="base_model")
     @step
     def train(self):
@@ -90,6 +91,8 @@ class TrainFlow(FlowSpec):
             branch=self.input,
             write=print,
             notice=current.get("spot_termination_notice"),
+            plan=self.plan,
+            draw=lambda page: show(current.card["training"], page),
         )
         self.next(self.merge)
 
@@ -127,7 +130,8 @@ class TrainFlow(FlowSpec):
 
     @step
     def end(self):
-        """What came out, how to load it, and where the card is."""
+        """What came out, how to load it, where the card is; onto the hub where that is configured."""
+        self.published = TrainingJob.from_json(self.job).publish(self.model, write=print)
         outcome = replace(self.outcome, card=card_path(self.evaluation, "training"))
         print(ruled(summary_text(outcome)))
 

@@ -22,6 +22,7 @@ from metaflow_hf.config_sections import (
     LoraConfig,
     ModelConfig,
     OptimizerConfig,
+    PublishConfig,
     ReportConfig,
     RolloutConfig,
     RoundsConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "PublishConfig",
     "ReportConfig",
     "RolloutConfig",
     "RoundsConfig",
@@ -67,6 +69,7 @@ class TrainConfig(Section):
     rounds: RoundsConfig = RoundsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
+    publish: PublishConfig = PublishConfig()
 
     @pydantic.field_validator("hub")
     @classmethod

@@ -234,7 +234,29 @@ Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 
 class ReportConfig(Section):
-    """How progress is shown, and to which trackers it goes as well."""
+    """How progress is shown, and to which trackers it goes as well: a line in the log every ``interval_seconds``, a new
+    drawing of the card of a running step at least ``card_seconds`` after the last.
+    """
 
     interval_seconds: PositiveFloat = 10.0
+    card_seconds: PositiveFloat = 30.0
     trackers: list[Tracker] = []
+
+
+class PublishConfig(Section):
+    """Where the model of a finished run is pushed on the hub, with a model card; nowhere without ``repo_id``.
+
+    ``private`` counts for a repository that does not exist yet. The token comes from the environment (HF_TOKEN).
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    private: bool | None = None
+    dry_run: bool = False
+
+    @pydantic.field_validator("repo_id")
+    @classmethod
+    def _name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"([\w.-]+/)?[\w.-]+", value):
+            raise ValueError("must be the name of a repository (owner/name)")
+        return value

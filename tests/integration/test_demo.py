@@ -60,7 +60,7 @@ def demo(tmp_path_factory, readme) -> Demo:
 
 
 def test_it_says_what_it_will_do_before_it_does_it(demo: Demo):
-    plan, first_step = demo.output.index("│ Plan"), demo.output.index("step 1 (")
+    plan, first_step = demo.output.index("│ Plan"), demo.output.index(" step 1 (")
     assert plan < first_step
     for said in (
         "metaflow-hf/tiny-llama @ ",
@@ -71,7 +71,9 @@ def test_it_says_what_it_will_do_before_it_does_it(demo: Demo):
         "workers",
     ):
         assert said in demo.output[plan:first_step]
-    assert re.search(r"\[worker [01]\] step \d+ \(\d+%\) loss [\d.]+ lr \S+ \S+ tok/s eta ", demo.output)
+    assert re.search(
+        r"\[worker [01] \S+\] round \d+ step \d+ \(\d+%\) loss [\d.]+ lr \S+ \S+ tok/s eta ", demo.output
+    )
 
 
 def test_the_model_learned(demo: Demo):

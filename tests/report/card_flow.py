@@ -27,7 +27,19 @@ class CardFlow(FlowSpec):
             after=measured["after"],
             unigram=measured["unigram"],
             xz_bits_per_byte=self.xz,
-            samples=tuple(event for event in events if isinstance(event, Sampled)),
+            samples=tuple(event for event in events if isinstance(event, Sampled) and not event.round),
+            worst=(
+                report.WorstRow(
+                    place="block 0, row 17",
+                    text="b'\\x00\\x01' 0xdeadbeef <b>",
+                    loss=7.31,
+                    loss_before=8.9,
+                    tokens=41,
+                ),
+                report.WorstRow(
+                    place="block 2, row 4", text="Größe | naïve …", loss=6.12, loss_before=None, tokens=9
+                ),
+            ),
             model={
                 "type": "model",
                 "key": "models/TrainFlow/17/merge/5/final-8c1f0a.json",

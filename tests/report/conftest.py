@@ -99,6 +99,32 @@ def make_run(
                     final=number == rounds - 1,
                 )
             )
+        if number and number % 4 == 0:
+            share = committed / planned
+            run.append(
+                ev.Evaluated(
+                    time=end,
+                    worker=attempts[0],
+                    name="held_out",
+                    loss=2.75 + 5.5 * math.exp(-6 * share),
+                    perplexity=math.exp(2.75 + 5.5 * math.exp(-6 * share)),
+                    bits_per_byte=1.2,
+                    tokens=52_341,
+                    bytes=187_212,
+                    round=number,
+                    tokens_total=committed,
+                )
+            )
+            run.append(
+                ev.Sampled(
+                    time=end,
+                    worker=attempts[0],
+                    name="held_out",
+                    prompt="The function returns",
+                    text=f" a value of round {number}",
+                    round=number,
+                )
+            )
         if number == rounds // 2:
             run.append(
                 ev.WorkLost(time=end, round=number, positions=1, reason="worker stopped; another claims it")

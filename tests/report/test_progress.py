@@ -57,9 +57,9 @@ def test_one_line_per_interval_with_the_figures_since_the_last(clock):
         clock.now += 1
         on_event(step(number, tokens=38_000, tokens_total=number * 38_000, planned=38_000 * 745))
     assert lines == [
-        "step 1/4800 loss 3.21 lr 2.0e-4 38k tok/s eta 12 min",
-        "step 11/4800 loss 3.21 lr 2.0e-4 38k tok/s eta 12 min",
-        "step 21/4800 loss 3.21 lr 2.0e-4 38k tok/s eta 12 min",
+        "round 0 step 1/4800 loss 3.21 lr 2.0e-4 38k tok/s eta 12 min",
+        "round 0 step 11/4800 loss 3.21 lr 2.0e-4 38k tok/s eta 12 min",
+        "round 0 step 21/4800 loss 3.21 lr 2.0e-4 38k tok/s eta 12 min",
     ]
 
 
@@ -67,7 +67,7 @@ def test_label_and_share_without_a_known_number_of_steps(clock):
     lines = []
     clock.now += 1
     ProgressLines(lines.append, label="w2", clock=clock)(step(7, tokens_total=26_000))
-    assert lines[0].startswith("[w2] step 7 (26%) loss 3.21 ")
+    assert lines[0].startswith("[w2] round 0 step 7 (26%) loss 3.21 ")
 
 
 def test_loss_is_smoothed_over_tokens(clock):

@@ -1,10 +1,17 @@
 """``metaflow hf models``: what tasks saved and training runs exported."""
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metaflow._vendor import click
 
+from metaflow_hf.errors import SelectionError
+
 from .output import explained, json_option, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from metaflow_hf.train.publishing import Publication
 
 
 @click.group(short_help="Models in the datastore: ls, show, get, rm, push.")
@@ -100,24 +107,64 @@ def remove(key: str, as_json: bool) -> None:
 
 @command.command(
     short_help="Upload a model to the hub.",
-    help="Upload a model (its key, or a directory) to a repository of the hub, which is made if it is missing; print "
-    "the commit's address. Needs HF_TOKEN.",
+    help="Upload a model to a repository of the hub, which is made if it is missing, with a model card: what it was "
+    "trained on, from which commits, how good it is. SOURCE is a key of `ls`, a run (TrainFlow/17), a flow (its latest "
+    "successful run), or a directory, which is uploaded as it is. Prints the commit's address. Needs HF_TOKEN.",
 )
 @click.argument("source")
 @click.argument("repo_id")
 @click.option("--revision", help="Branch to commit to; main by default.")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--message", help="The commit's message.")
+@click.option("--dry-run", is_flag=True, help="Show the files and the model card; ask the hub nothing.")
 @json_option
 @explained
 def push(
-    source: str, repo_id: str, revision: str | None, private: bool, message: str | None, as_json: bool
+    source: str,
+    repo_id: str,
+    revision: str | None,
+    private: bool,
+    message: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """One commit."""
     from metaflow_hf.hub import push as push_files
+    from metaflow_hf.hub.names import Repo
 
-    info = push_files(source, repo_id, revision=revision, private=private or None, commit_message=message)
+    Repo.of(repo_id, "model")
+    if Path(source).is_dir():
+        if dry_run:
+            raise SelectionError(f"{source!r} is a directory: it is uploaded as it is, there is nothing to show.")
+        info = push_files(source, repo_id, revision=revision, private=private or None, commit_message=message)
+        found = {"repo_id": repo_id, "commit_hash": info.oid, "url": str(info.commit_url)}
+        print_json(found) if as_json else click.echo(info.commit_url)
+        return
+    from metaflow_extensions.hf.trained import find_model
+    from metaflow_hf.store import configured_store
+    from metaflow_hf.train.publishing import publish
+
+    done = publish(
+        configured_store(),
+        find_model(source),
+        repo_id,
+        revision=revision,
+        private=private or None,
+        commit_message=message,
+        dry_run=dry_run,
+    )
     if as_json:
-        print_json({"repo_id": repo_id, "commit_hash": info.oid, "url": info.commit_url})
+        print_json(done.to_json())
+    elif done.url:
+        click.echo(done.url)
     else:
-        click.echo(info.commit_url)
+        _show_dry_run(done)
+
+
+def _show_dry_run(done: "Publication") -> None:
+    from metaflow_hf.hub.progress import format_bytes
+
+    rows = [(format_bytes(size), path) for path, size in done.files]
+    print_table((">SIZE", "FILE"), rows, empty="no files")
+    click.echo(f"\nThe model card of {done.repo_id}:\n")
+    click.echo("\n".join(printable(line) for line in done.card.splitlines()))

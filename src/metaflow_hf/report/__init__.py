@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from metaflow_hf.report.baselines import UnigramModel, xz_bits_per_byte
     from metaflow_hf.report.card import training_page
     from metaflow_hf.report.listeners import fan_out
+    from metaflow_hf.report.live import LivePage
     from metaflow_hf.report.metrics import MetricsFile, merge_events, parse_events, read_events
-    from metaflow_hf.report.outcome import Outcome, Plan
+    from metaflow_hf.report.outcome import Outcome, Plan, WorstRow
     from metaflow_hf.report.progress import ProgressLines
     from metaflow_hf.report.text import plan_text, ruled, summary_text
     from metaflow_hf.report.trackers import open_tracker
 
 _MODULES = {
+    "LivePage": "live",
     "MetricsFile": "metrics",
     "Outcome": "outcome",
     "Plan": "outcome",
     "ProgressLines": "progress",
     "UnigramModel": "baselines",
+    "WorstRow": "outcome",
     "fan_out": "listeners",
     "merge_events": "metrics",
     "open_tracker": "trackers",
@@ -36,11 +39,13 @@ _MODULES = {
 }
 
 __all__ = [
+    "LivePage",
     "MetricsFile",
     "Outcome",
     "Plan",
     "ProgressLines",
     "UnigramModel",
+    "WorstRow",
     "fan_out",
     "merge_events",
     "open_tracker",

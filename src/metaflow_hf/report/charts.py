@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from metaflow_hf.events import Evaluated
 from metaflow_hf.report.series import RoundRow, StepPoint, TimePoint
 
 Spec = dict[str, Any]
@@ -14,10 +15,10 @@ Spec = dict[str, Any]
 # Okabe and Ito's palette without yellow: distinguishable with any colour vision, on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#555555")
 _INK = "#333333"
-_WAITING = "#D9D9D9"
+WAITING = "#D9D9D9"
+_HELD_OUT = "#7A1FA2"
 _LOG_RATIO = 5.0  # losses that fall further than this are straight lines only on a log axis
 _MAX_BARS = 100
-_MAX_CELLS = 2400
 
 _CONFIG: Spec = {
     "font": "Roboto, Helvetica, Arial, sans-serif",
@@ -37,7 +38,7 @@ _CONFIG: Spec = {
 }
 
 
-def _spec(height: int, **parts: Any) -> Spec:
+def spec(height: int, **parts: Any) -> Spec:
     spec: Spec = {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
         "width": "container",
@@ -48,7 +49,7 @@ def _spec(height: int, **parts: Any) -> Spec:
     return spec | parts
 
 
-def _data(rows: Sequence[Mapping[str, Any]]) -> Spec:
+def data(rows: Sequence[Mapping[str, Any]]) -> Spec:
     return {"values": [dict(row) for row in rows]}
 
 
@@ -65,7 +66,7 @@ def _colour(names: Sequence[str]) -> Spec:
     return colour | ({"legend": None} if len(names) == 1 else {})
 
 
-def _tooltip(*fields: tuple[str, str, str]) -> list[Spec]:
+def tooltip(*fields: tuple[str, str, str]) -> list[Spec]:
     return [
         {"field": field, "title": title, "type": "quantitative" if form else "nominal"}
         | ({"format": form} if form else {})
@@ -78,8 +79,10 @@ def loss_chart(
     workers: Sequence[str],
     rounds: Sequence[RoundRow],
     references: Mapping[str, float],
+    measured: Sequence[Evaluated] = (),
 ) -> Spec | None:
-    """Training loss per worker over the tokens of the run, the rounds' loss, and named levels to compare with.
+    """Training loss per worker over the tokens of the run, the rounds' loss, the held-out loss of the rounds that were
+    measured, and named levels to compare with.
 
     The loss axis is logarithmic when the loss falls more than fivefold. None without points.
     """
@@ -92,7 +95,7 @@ def loss_chart(
     y = _axis("loss", f"loss (nats per token{', log' if is_log else ''})", scale=scale)
     layers: list[Spec] = [
         {
-            "data": _data(
+            "data": data(
                 [{"worker": p.worker, "tokens": p.tokens, "loss": round(p.loss, 5)} for p in points]
             ),
             "mark": {"type": "line", "strokeWidth": 1.6, "opacity": 0.85, "interpolate": "monotone"},
@@ -100,7 +103,7 @@ def loss_chart(
                 "x": x,
                 "y": y,
                 "color": _colour(workers),
-                "tooltip": _tooltip(
+                "tooltip": tooltip(
                     ("worker", "worker", ""), ("tokens", "tokens", ",d"), ("loss", "loss", ".3f")
                 ),
             },
@@ -110,7 +113,7 @@ def loss_chart(
     if len(workers) > 1 and merged:
         layers.append(
             {
-                "data": _data(
+                "data": data(
                     [
                         # The mean of a round belongs to its middle.
                         {"round": r.round, "tokens": r.tokens_total - r.tokens // 2, "loss": r.loss}
@@ -121,33 +124,74 @@ def loss_chart(
                 "encoding": {
                     "x": x,
                     "y": y,
-                    "tooltip": _tooltip(("round", "round", "d"), ("loss", "loss of the round", ".3f")),
+                    "tooltip": tooltip(("round", "round", "d"), ("loss", "loss of the round", ".3f")),
                 },
             }
         )
-    levels = [{"name": name, "loss": level} for name, level in references.items() if math.isfinite(level)]
+    layers += _held_out(measured, x, y)
+    levels: list[Spec] = [
+        {"name": name, "loss": level} for name, level in references.items() if math.isfinite(level)
+    ]
     if levels:
         level_y = {"field": "loss", "type": "quantitative"}
+        # A level is named where the curve is far from it.
+        first, last = points[0].loss, points[-1].loss
+        sides = [abs(level["loss"] - first) > abs(level["loss"] - last) for level in levels]
         layers += [
             {
-                "data": _data(levels),
+                "data": data(levels),
                 "mark": {"type": "rule", "strokeDash": [5, 4], "color": "#888888"},
                 "encoding": {"y": level_y},
             },
-            {
-                "data": _data(levels),
-                "mark": {
-                    "type": "text",
-                    "align": "right",
-                    "dx": -4,
-                    "dy": -6,
-                    "color": "#666666",
-                    "fontSize": 11,
-                },
-                "encoding": {"y": level_y, "x": {"value": "width"}, "text": {"field": "name"}},
-            },
+            *(
+                {
+                    "data": data(
+                        [level for level, left in zip(levels, sides, strict=True) if left is is_left]
+                    ),
+                    "mark": {
+                        "type": "text",
+                        "align": "left" if is_left else "right",
+                        "dx": 6 if is_left else -6,
+                        "dy": -7,
+                        "color": "#666666",
+                        "fontSize": 11,
+                    },
+                    "encoding": {
+                        "y": level_y,
+                        "x": {"value": 0 if is_left else "width"},
+                        "text": {"field": "name"},
+                    },
+                }
+                for is_left in set(sides)
+            ),
         ]
-    return _spec(320, layer=layers)
+    return spec(320, layer=layers)
+
+
+def _held_out(measured: Sequence[Evaluated], x: Spec, y: Spec) -> list[Spec]:
+    rows = [
+        {"round": event.round, "tokens": event.tokens_total, "loss": round(event.loss, 5)}
+        for event in measured
+        if math.isfinite(event.loss)
+    ]
+    if not rows:
+        return []
+    return [
+        {
+            "data": data(rows),
+            "mark": {
+                "type": "line",
+                "color": _HELD_OUT,
+                "strokeWidth": 2,
+                "point": {"shape": "diamond", "size": 70, "filled": True, "color": _HELD_OUT},
+            },
+            "encoding": {
+                "x": x,
+                "y": y,
+                "tooltip": tooltip(("round", "round", "d"), ("loss", "held-out loss", ".3f")),
+            },
+        }
+    ]
 
 
 def learning_rate_chart(points: Sequence[StepPoint], workers: Sequence[str]) -> Spec | None:
@@ -159,9 +203,9 @@ def learning_rate_chart(points: Sequence[StepPoint], workers: Sequence[str]) -> 
         for p in points
         if math.isfinite(p.learning_rate)
     ]
-    return _spec(
+    return spec(
         140,
-        data=_data(rows),
+        data=data(rows),
         mark={"type": "line", "strokeWidth": 1.6, "interpolate": "monotone"},
         encoding={
             "x": _axis("tokens", "tokens trained", format="~s", scale={"zero": False, "nice": False}),
@@ -179,15 +223,15 @@ def throughput_chart(points: Sequence[TimePoint], workers: Sequence[str]) -> Spe
         {"worker": p.worker, "minutes": round(p.minutes, 3), "rate": round(p.tokens_per_second, 1)}
         for p in points
     ]
-    return _spec(
+    return spec(
         190,
-        data=_data(rows),
+        data=data(rows),
         mark={"type": "area", "opacity": 0.75, "interpolate": "step"},
         encoding={
             "x": _axis("minutes", "minutes", scale={"nice": False}),
             "y": {**_axis("rate", "tokens per second", format="~s", tickCount=4), "stack": "zero"},
             "color": _colour(workers),
-            "tooltip": _tooltip(("worker", "worker", ""), ("rate", "tokens per second", ",.0f")),
+            "tooltip": tooltip(("worker", "worker", ""), ("rate", "tokens per second", ",.0f")),
         },
     )
 
@@ -201,9 +245,9 @@ def memory_chart(points: Sequence[TimePoint], workers: Sequence[str]) -> Spec | 
     ]
     if not rows:
         return None
-    return _spec(
+    return spec(
         140,
-        data=_data(rows),
+        data=data(rows),
         mark={"type": "line", "strokeWidth": 1.6, "interpolate": "step"},
         encoding={
             "x": _axis("minutes", "minutes", scale={"nice": False}),
@@ -232,9 +276,9 @@ def _stacked(group: Sequence[RoundRow], parts: Mapping[str, float], unit: str) -
 
 
 def _bars(rows: Sequence[Spec], title: str, height: int, colour: Spec, axis: str, form: str) -> Spec:
-    return _spec(
+    return spec(
         height,
-        data=_data(rows),
+        data=data(rows),
         mark={"type": "rect", "opacity": 0.9},
         encoding={
             "x": _axis("left", "round", scale={"zero": False, "nice": False}, format="d"),
@@ -242,7 +286,7 @@ def _bars(rows: Sequence[Spec], title: str, height: int, colour: Spec, axis: str
             "y": _axis("low", title, format=axis, tickCount=4),
             "y2": {"field": "high"},
             "color": colour,
-            "tooltip": _tooltip(("rounds", "round", ""), ("worker", "", ""), ("value", title, form)),
+            "tooltip": tooltip(("rounds", "round", ""), ("worker", "", ""), ("value", title, form)),
         },
     )
 
@@ -269,66 +313,6 @@ def round_seconds_chart(rounds: Sequence[RoundRow]) -> Spec | None:
             rows += _stacked(group, parts, "seconds")
     if not rows:
         return None
-    scale = {"domain": ["working", "waiting"], "range": [PALETTE[0], _WAITING]}
+    scale = {"domain": ["working", "waiting"], "range": [PALETTE[0], WAITING]}
     colour = {"field": "worker", "type": "nominal", "scale": scale}
     return _bars(rows, "seconds", 160, colour, "~g", ".2f")
-
-
-def positions_per_cell(positions_total: int) -> int:
-    """How many neighbouring positions share a cell of ``position_chart``."""
-    return max(1, math.ceil(positions_total / _MAX_CELLS))
-
-
-def position_chart(
-    done: Mapping[int, tuple[int, str]], positions_total: int, labels: Mapping[str, str]
-) -> Spec | None:
-    """The order of the data as cells, row by row: the colour is the round that trained them, grey is left.
-
-    One cell a position, or a group of neighbours when there are more than 2,400; a group's colour is its last
-    round, and it is grey until all of it is done. None when there is no position.
-    """
-    if positions_total <= 0:
-        return None
-    size = positions_per_cell(positions_total)
-    cells = math.ceil(positions_total / size)
-    columns = max(1, min(cells, math.ceil(math.sqrt(cells * 7))))
-    rows = []
-    for cell in range(cells):
-        members = range(cell * size, min((cell + 1) * size, positions_total))
-        facts = [done[position] for position in members if position in done]
-        is_done = len(facts) == len(members)
-        rows.append(
-            {
-                "column": cell % columns,
-                "row": cell // columns,
-                "round": max(fact[0] for fact in facts) if is_done else None,
-                "position": str(members[0]) if size == 1 else f"{members[0]}-{members[-1]}",
-                "worker": ", ".join(sorted({labels.get(fact[1], fact[1]) for fact in facts})) or "nobody yet",
-            }
-        )
-    lines = math.ceil(cells / columns)
-    place: Spec = {
-        channel: {"field": field, "type": "ordinal", "axis": None, "scale": {"domain": list(range(number))}}
-        for channel, field, number in (("x", "column", columns), ("y", "row", lines))
-    }
-    facts_shown = _tooltip(("position", "position", ""), ("round", "round", ""), ("worker", "worker", ""))
-    colour: Spec = {
-        "field": "round",
-        "type": "quantitative",
-        "scale": {"scheme": "viridis", "reverse": True},
-        "legend": {"title": "round", "orient": "right", "gradientLength": 90, "format": "d"},
-    }
-    # Vega-Lite drops what has no round, so grey is a layer of its own and no condition on the colour.
-    layers: list[Spec] = [
-        {
-            "data": _data(group),
-            "mark": {"type": "rect", "stroke": "white", "strokeWidth": 0.6},
-            "encoding": {**place, "color": shade, "tooltip": facts_shown},
-        }
-        for group, shade in (
-            ([row for row in rows if row["round"] is None], {"value": _WAITING}),
-            ([row for row in rows if row["round"] is not None], colour),
-        )
-        if group
-    ]
-    return _spec(max(40, lines * max(7, min(14, 220 // lines))), layer=layers)

@@ -17,7 +17,8 @@ class Plan:
 
     ``tokens``, ``steps``, ``rounds``, ``memory_bytes`` (of one worker) and ``seconds`` are estimates; ``steps``
     counts the steps of all workers together. ``trainable_parameters`` is None when all of them are trained.
-    ``notes`` are sentences for people (what was chosen and why, warnings). 0, None and "" mean: not known, and
+    ``notes`` are sentences for people (what was chosen and why, warnings); ``configuration`` is YAML with every setting,
+    ``versions`` are (package, version) of what reads it. 0, None and "" mean: not known, and
     the line is left out.
     """
 
@@ -41,6 +42,8 @@ class Plan:
     seconds: float | None = None
     lineage: str = ""
     notes: tuple[str, ...] = ()
+    configuration: str = ""
+    versions: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

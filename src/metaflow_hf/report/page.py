@@ -33,6 +33,11 @@ STYLE = (
     ".hfr .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:12px;margin:6px 0 14px}"
     ".hfr .pair i{font-style:normal;color:#6b7280;font-size:12px;display:block;margin-bottom:3px}"
     ".hfr .after pre{background:#f0fdf4}"
+    ".hfr .bar{height:10px;border-radius:5px;background:#e5e7eb;overflow:hidden;margin:14px 0 6px}"
+    ".hfr .bar div{height:100%;border-radius:5px;background:#0072B2}"
+    "@media(max-width:600px){.hfr h1{font-size:21px}.hfr .tiles{grid-template-columns:repeat(2,1fr);gap:8px}"
+    ".hfr .tile{padding:9px 11px}.hfr .tile b{font-size:20px}"
+    ".hfr .scroll th,.hfr .scroll td{padding:5px 9px 5px 0;font-size:13px}}"
     # Below 60 rem Metaflow's cards stack their parts as blocks, where a chart as wide as its container has none.
     ".vega-embed{display:block!important;width:100%!important}"
     "</style>"
@@ -85,9 +90,18 @@ class Grid:
 
 @dataclass(frozen=True)
 class Code:
-    """Text shown as it is, in a fixed-width font."""
+    """Text shown as it is, in a fixed-width font. With ``folded`` it opens by a click on that text."""
 
     text: str
+    folded: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A bar that is full to ``fraction`` (0 to 1), and what it says."""
+
+    fraction: float
+    note: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +120,7 @@ class Chart:
     spec: dict[str, Any]
 
 
-TextBlock = Title | Heading | Tiles | Grid | Code | Comparison
+TextBlock = Title | Heading | Tiles | Grid | Code | Comparison | Progress
 Block = TextBlock | Chart
 
 
@@ -152,7 +166,13 @@ def _body(block: TextBlock) -> str:
         case Grid():
             return _grid(block)
         case Code():
-            return f"<pre>{escape(block.text)}</pre>"
+            return _folded(block.folded, f"<pre>{escape(block.text)}</pre>")
+        case Progress():
+            width = f"{100 * min(max(block.fraction, 0.0), 1.0):.1f}"
+            return (
+                f'<div class="bar"><div style="width:{width}%"></div></div>'
+                f'<p class="note">{escape(block.note)}</p>'
+            )
         case Comparison():
             return _comparison(block)
 
@@ -179,7 +199,11 @@ def _grid(grid: Grid) -> str:
         for number, row in enumerate(grid.rows)
     )
     table = f'<div class="scroll"><table>{head}{rows}</table></div>'
-    return f"<details><summary>{escape(grid.folded)}</summary>{table}</details>" if grid.folded else table
+    return _folded(grid.folded, table)
+
+
+def _folded(title: str, inside: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>" if title else inside
 
 
 def _comparison(block: Comparison) -> str:

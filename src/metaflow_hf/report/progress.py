@@ -108,7 +108,7 @@ class ProgressLines:
         loss, tokens_per_second = self._steps.take()
         remaining = self._remaining.seconds(now)
         return (
-            f"step {self._steps.position(event)} loss {units.loss(loss)} "
+            f"round {event.round} step {self._steps.position(event)} loss {units.loss(loss)} "
             f"lr {units.learning_rate(event.learning_rate)} {units.short_count(tokens_per_second)} tok/s "
             f"eta {'unknown' if remaining is None else units.duration(remaining)}"
         )

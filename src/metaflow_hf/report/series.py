@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from metaflow_hf.events import ClaimDone, DeltaPublished, Event, RoundClosed, StepDone, WorkLost
+from metaflow_hf.events import ClaimDone, DeltaPublished, Evaluated, Event, RoundClosed, StepDone, WorkLost
 
 MAX_POINTS = 200
 MAX_WORKERS = 8  # more colours than this cannot be told apart; then all workers are one series
 _LABEL_DIGITS = 8
 _STEPS_PER_SPAN = 10
+_PACE_ROUNDS = 20
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class RoundRow:
     seconds: float = 0.0
     waited_seconds: float = 0.0
     lost_positions: int = 0
+    final: bool = False
     tokens_by_worker: dict[str, int] = field(default_factory=dict)
 
 
@@ -147,7 +149,7 @@ def round_rows(events: Iterable[Event], labels: dict[str, str]) -> list[RoundRow
                 row.contributors, row.tokens, row.loss = event.contributors, event.tokens, event.loss
                 row.tokens_total, row.seconds = event.tokens_total, max(row.seconds, event.seconds)
                 row.positions_done, row.positions_total = event.positions_done, event.positions_total
-                row.lost_positions = event.positions_lost
+                row.lost_positions, row.final = event.positions_lost, event.final
                 waits[event.round].append(event.waited_seconds)
             case DeltaPublished():
                 published[event.round][labels[event.worker]] += event.tokens
@@ -176,6 +178,32 @@ def position_rounds(events: Sequence[Event]) -> dict[int, tuple[int, str]]:
         for event in events
         if isinstance(event, ClaimDone) and event.round in closed and (event.worker, event.round) in published
     }
+
+
+def claimed_positions(events: Sequence[Event]) -> set[int]:
+    """Positions that a worker has finished for a round that is not closed yet."""
+    closed = max((event.round for event in events if isinstance(event, RoundClosed)), default=-1)
+    return {event.position for event in events if isinstance(event, ClaimDone) and event.round > closed}
+
+
+def measured_rounds(events: Sequence[Event]) -> list[Evaluated]:
+    """Held-out figures of the rounds that were measured, in order; of very many some, the best among them."""
+    found = {event.round: event for event in events if isinstance(event, Evaluated) and event.round}
+    ordered = [found[number] for number in sorted(found)]
+    every = max(-(-len(ordered) // MAX_POINTS), 1)
+    best = min(ordered, key=lambda event: event.loss, default=None)
+    last = len(ordered) - 1
+    return [one for number, one in enumerate(ordered) if number % every == 0 or one is best or number == last]
+
+
+def seconds_left(events: Sequence[Event], planned: int) -> float | None:
+    """How long the tokens that are left will take at the pace of the last ``_PACE_ROUNDS`` rounds; ``None`` unknown."""
+    closed = {event.round: event for event in events if isinstance(event, RoundClosed)}
+    last = [closed[number] for number in sorted(closed)][-_PACE_ROUNDS:]
+    if len(last) < 2 or last[-1].time <= last[0].time:
+        return None
+    pace = (last[-1].tokens_total - last[0].tokens_total) / (last[-1].time - last[0].time)
+    return max(planned - last[-1].tokens_total, 0) / pace if pace > 0 else None
 
 
 def _bucket_width(values: Sequence[int]) -> float:

@@ -4,11 +4,12 @@ Light to import: what is heavy loads in the step that needs it.
 """
 
 import logging
+import random
 import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,10 +19,13 @@ from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import Event
 from metaflow_hf.references import ModelRef
 from metaflow_hf.report.outcome import Outcome, Plan
+from metaflow_hf.report.units import byte_size
 from metaflow_hf.store import ObjectStore, configured_store, quote_part
 
 if TYPE_CHECKING:
     from metaflow_hf.data import BlockManager
+    from metaflow_hf.report.page import Page
+    from metaflow_hf.train.publishing import Publication
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -171,47 +175,48 @@ class TrainingJob:
         branch: int,
         write: Callable[[str], None],
         notice: str | None = None,
+        plan: Plan | None = None,
+        draw: "Callable[[Page], None] | None" = None,
     ) -> str:
         """Trains as one worker until the lineage is final; returns the worker's ``metrics.jsonl``.
 
         SIGTERM, or the file ``notice`` (``current.spot_termination_notice``) once it is there, publishes what is
-        finished and raises ``TrainingIncomplete``, as any end but a final lineage raises.
+        finished and raises ``TrainingIncomplete``, as any end but a final lineage raises. ``draw`` gets the run's page
+        again and again, begun with ``plan``: the first branch shows all workers, every other one itself.
         """
-        from metaflow_hf.report import MetricsFile, ProgressLines, fan_out, open_tracker
         from metaflow_hf.train.devices import take_share
+        from metaflow_hf.train.listening import Listeners
         from metaflow_hf.train.running import train_worker
+        from metaflow_hf.train.worker import new_attempt
 
-        workers = self.config.rounds.workers
-        take_share(branch, workers)
+        take_share(branch, self.config.rounds.workers)
         _without_progress_bars()
-        lines = ProgressLines(
-            write,
-            label=f"worker {branch}" if workers > 1 else "",
-            interval_seconds=self.config.report.interval_seconds,
-            planned_workers=workers,
+        store, attempt = self._lineage_store(), new_attempt(random.SystemRandom())
+        listeners = Listeners(
+            config=self.config,
+            lineage=self.lineage,
+            store=store,
+            branch=branch,
+            attempt=attempt,
+            write=write,
+            plan=plan,
+            draw=draw,
         )
         with tempfile.TemporaryDirectory(prefix="metrics-") as scratch, stopping() as stop:
             path = Path(scratch) / "metrics.jsonl"
-            with MetricsFile(path) as metrics, self._open(self.training) as blocks, ExitStack() as stack:
-                heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
-                trackers = [
-                    stack.enter_context(
-                        closing(
-                            open_tracker(kind, run=f"{self.lineage}-{branch}", directory=Path("trackers"))
-                        )
-                    )
-                    for kind in self.config.report.trackers
-                ]
+            with ExitStack() as stack:
+                on_event = stack.enter_context(listeners.open(path))
                 train_worker(
-                    store=self._lineage_store(),
-                    blocks=blocks,
+                    store=store,
+                    blocks=stack.enter_context(self._open(self.training)),
+                    heldout=stack.enter_context(self._open(self.heldout)) if self.heldout else None,
                     model_dir=Path(model_dir),
                     config=self.config,
                     lineage=self.lineage,
-                    on_event=fan_out(metrics, lines, *trackers),
+                    attempt=attempt,
+                    on_event=on_event,
                     stop=stop,
                     notice=Path(notice) if notice else None,
-                    heldout=heldout,
                 )
             return path.read_text("utf-8")
 
@@ -270,12 +275,14 @@ class TrainingJob:
     ) -> Outcome:
         """The same held-out texts and prompts under the model before and after training."""
         from metaflow_hf.train.comparison import compare
+        from metaflow_hf.train.results import store_results
 
         _without_progress_bars()
+        events = merged_events(metrics)
         with ExitStack() as stack:
             training = stack.enter_context(self._open(self.training))
             heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
-            return compare(
+            outcome = compare(
                 Path(base_dir),
                 Path(model_dir),
                 training=training,
@@ -283,9 +290,36 @@ class TrainingJob:
                 config=self.config,
                 plan=plan,
                 model=model,
-                events=merged_events(metrics),
+                events=events,
                 run=run,
             )
+        store_results(self._lineage_store(), outcome, events)
+        return outcome
+
+    def publish(self, model: Mapping[str, Any], *, write: Callable[[str], None]) -> "Publication | None":
+        """Pushes the model to ``publish.repo_id``, with a model card; ``None`` where that is not configured."""
+        settings = self.config.publish
+        if settings.repo_id is None:
+            return None
+        from metaflow_hf.train.publishing import publish
+
+        done = publish(
+            configured_store(),
+            model,
+            settings.repo_id,
+            revision=settings.revision,
+            private=settings.private,
+            endpoint=None if self.config.hub == "embedded" else self.config.hub,
+            dry_run=settings.dry_run,
+        )
+        size = byte_size(sum(size for _, size in done.files))
+        what = f"{len(done.files)} files, {size}"
+        write(
+            f"pushed {what} to {done.url}"
+            if done.url
+            else f"would push {what} to {done.repo_id} (publish.dry_run)"
+        )
+        return done
 
     def _lineage_store(self) -> ObjectStore:
         return configured_store().child(f"training/{self.lineage}")

@@ -1,12 +1,16 @@
 """What a run is going to do, told before its first step."""
 
+import contextlib
 import json
 import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
+
+import yaml
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
@@ -80,7 +84,20 @@ def make_plan(
             *_few_rounds(rounds, tokens / per_claim, config),
             *sampled.notes(config),
         ),
+        configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        versions=_versions(),
     )
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    """What reads the configuration; a package that a remote task brings along has no version of its own there."""
+    from metaflow_hf import __version__
+
+    found = [("metaflow-hf", __version__)]
+    for name in ("torch", "transformers", "metaflow"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append((name, version(name)))
+    return tuple(found)
 
 
 def _rounds(tokens: int, per_claim: float, speed: float, config: TrainConfig) -> int:

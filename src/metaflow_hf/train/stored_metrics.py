@@ -13,6 +13,7 @@ from typing import Final
 
 from metaflow_hf.errors import NotFound, StoreUnavailable
 from metaflow_hf.events import DeltaPublished, Event, RoundClosed, to_json
+from metaflow_hf.report import parse_events
 from metaflow_hf.store.objects import ObjectStore
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -67,6 +68,30 @@ class StoredMetrics:
             return
         self._pieces += 1
         self._lines.clear()
+
+
+class OtherWorkers:
+    """The events of everybody else at a lineage, as far as they are stored; each piece is read once."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self._read: dict[str, list[Event]] = {}
+
+    def __call__(self, attempt: str) -> list[list[Event]]:
+        """Of all but ``attempt``, one list a worker, in the order of writing. Raises ``StoreUnavailable``."""
+        found: defaultdict[str, list[Event]] = defaultdict(list)
+        for info in self._store.list(_FOLDER):
+            worker = info.key.split("/")[1]
+            if worker == attempt:
+                continue
+            if info.key not in self._read:
+                try:
+                    content = self._store.get(info.key).decode()
+                except NotFound:
+                    continue  # collected just now
+                self._read[info.key] = parse_events(content)
+            found[worker] += self._read[info.key]
+        return list(found.values())
 
 
 def stored_metrics(store: ObjectStore) -> dict[str, str]:
