@@ -5,6 +5,7 @@
 # make soak   what the suite does to the rounds for minutes, for hours
 # make images what the images and services of Dockerfile and compose.yaml do, without a container engine
 # make servers  the store on servers of other people: S3 and Azure
+# make zoo    every causal language model of transformers through the rollout: exact, or refused by name
 # make clean  forget the environment and everything that was made here
 #
 # The environment is .venv, made from constraints.txt. A stamp is written when an installation is complete, so a
@@ -20,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.
 export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
 
-.PHONY: demo test check bench soak images servers clean
+.PHONY: demo test check bench soak zoo images servers clean
 .DEFAULT_GOAL := demo
 
 demo: $(call MARK,base)
@@ -49,6 +50,8 @@ servers: $(call MARK,dev)
 	npm install --silent --no-fund --no-audit --prefix $(VENV)/servers azurite s3rver
 	$(BIN)/python -m pytest tests/store/test_other_servers.py
 	TEST_S3_SERVER=localbucket $(BIN)/python -m pytest -k s3 tests/store tests/hub tests/data tests/extension
+zoo: $(call MARK,dev)
+	cd tests && ../$(BIN)/python -m zoo
 
 clean:
 	rm -rf $(VENV) build dist .metaflow .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -38,6 +38,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": _DRY,
     "gemma2": {"head_dim": 8, "sliding_window": 9, "query_pre_attn_scalar": 8},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0},
+    "bart": {
+        "d_model": 32,
+        "decoder_layers": 3,
+        "decoder_ffn_dim": 48,
+        "decoder_attention_heads": 4,
+        "dropout": 0.0,
+        "is_encoder_decoder": False,
+        "is_decoder": True,
+    },
     "bloom": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
     "gpt_neo": {
         "num_hidden_layers": 2,

@@ -314,10 +314,26 @@ def test_policies_hold_where_the_positions_end(training, policy, kept):
     assert trainer._feed.left_out.documents == 0, "counted when it is taken"
 
 
-def test_isolated_documents_are_never_rolled_out(training, monkeypatch):
-    monkeypatch.setattr(Gradients, "_roll_out", lambda self, *_: pytest.fail("rolled out"))
-    trainer = trainer_of(training, TEXTS, rollout={"chunk_size": 16}, data={"packing": "isolated"})
-    assert losses_of(trainer, [claim_of(TEXTS)])
+def test_isolated_documents_go_through_the_rollout_with_the_same_result(training):
+    sections = {"data": {"packing": "isolated"}, "rollout": {"chunk_size": 16}}
+    rolled, plain = (trainer_of(training, TEXTS, **sections) for _ in range(2))
+    assert max(batch.input_ids.shape[1] for batch in rolled.batches(claim_of(TEXTS))) > 16
+    plain._gradients._is_rolled_out = lambda batch: False
+    expected = weights_after(plain, TEXTS)
+    for name, value in weights_after(rolled, TEXTS).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def test_models_that_cannot_be_rolled_out_are_trained_whole_unless_told_otherwise(training, caplog):
+    model = load_model(training.model_dir, training.config.model)
+    model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    sections = {"network": model, "data": {"sequence_length": 64}}
+    asked = trainer_of(training, [LONG], rollout={"chunk_size": 16, "use_chunked_training": True}, **sections)
+    with pytest.raises(UnsupportedModelError, match="rope of type dynamic"):
+        weights_after(asked, [LONG])
+    unasked = trainer_of(training, [LONG], rollout={"chunk_size": 16}, **sections)
+    assert all(loss > 0 for loss in losses_of(unasked, [claim_of([LONG])]))
+    assert "trained whole (rollout.use_chunked_training: auto): llama" in caplog.text
 
 
 def test_models_that_let_packed_documents_see_each_other_are_refused():

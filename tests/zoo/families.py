@@ -49,8 +49,20 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rwkv": {"attention_hidden_size": 32},
     "xlstm": {"num_heads": 2, "qk_dim_factor": 1.0},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "max_position_embeddings": 64},
+    "blt": {"encoder_hash_byte_group_vocab": 50},
     "xmod": {"default_language": "en_XX"},
 }
+
+
+def families() -> list[str]:
+    """The model types that transformers has a causal language model for, one of each class of configuration."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    seen: dict[Any, str] = {}
+    for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        seen.setdefault(CONFIG_MAPPING[family], family)
+    return list(seen.values())
 
 
 def config_of(family: str) -> Any:

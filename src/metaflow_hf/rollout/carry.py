@@ -238,11 +238,18 @@ def cache_layers(config: Any) -> list[Any]:
 
     Raises UnsupportedModelError, naming the kind, for others, such as indexed or compressed attention.
     """
-    layers = DynamicCache(config=config).layers
+    name = getattr(config, "model_type", type(config).__name__)
+    try:
+        layers = DynamicCache(config=config).layers
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{name}: transformers makes no cache from its configuration ({type(error).__name__}: {error}). "
+            "Train it with plain backpropagation (use_chunked_training: false)."
+        ) from error
     foreign = sorted({type(layer).__name__ for layer in layers if type(layer) not in _SUPPORTED})
     if foreign:
         raise UnsupportedModelError(
-            f"{getattr(config, 'model_type', type(config).__name__)}: its cache keeps {', '.join(foreign)}, "
+            f"{name}: its cache keeps {', '.join(foreign)}, "
             "which the chunked rollout does not carry across token chunks (attention, full or sliding, and the "
             "states of linear attention, Mamba and convolutions only). "
             "Train it with plain backpropagation (use_chunked_training: false)."

@@ -34,7 +34,7 @@ class CausalLM:
         self.device = inner.device
         self.name = f"{self.config.model_type} ({type(inner).__name__})"
         parameters = inspect.signature(inner.forward).parameters
-        self._takes_positions = "position_ids" in parameters
+        self.takes_positions = "position_ids" in parameters
         self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
 
     def fill(self, inputs: dict[str, Tensor], cache: Any) -> None:
@@ -56,7 +56,7 @@ class CausalLM:
         return any(parameter.requires_grad for parameter in self.model.parameters())
 
     def _run(self, module: Any, inputs: dict[str, Tensor], cache: Any) -> Any:
-        if not self._takes_positions:
+        if not self.takes_positions:
             inputs = {key: value for key, value in inputs.items() if key != "position_ids"}
         given = {**inputs, self._cache_name: cache}
         return module(**given, use_cache=cache is not None, return_dict=True)

@@ -18,8 +18,11 @@ from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.rollout.sequence import TokenSequence
 
 
-def without_mask(sequence: TokenSequence) -> TokenSequence:
+def without_mask(sequence: TokenSequence, *, movable: bool) -> TokenSequence:
     """The same tokens and targets, each row from its first token on; a mask is kept only where it is needed.
+
+    Not `movable` are tokens of a model that takes no positions: it may count them from the left, padding included.
+    Then only padding on the right goes.
 
     A label on the first token after left padding is predicted by that padding: then one padded token stays, and the
     mask with it. A mask with holes, or with targets on padded tokens, stays as it is.
@@ -36,7 +39,8 @@ def without_mask(sequence: TokenSequence) -> TokenSequence:
     counted = sequence.targets != sequence.ignore_index
     predicts_first = ((places == first[:, None] - 1) & counted).any(dim=1)
     on_padding = counted & ~inside & (places != first[:, None] - 1)
-    if not torch.equal(inside, real) or bool(on_padding.any()):
+    stays = not movable and bool(first.any())
+    if stays or not torch.equal(inside, real) or bool(on_padding.any()):
         return sequence
     first = first - predicts_first.int()
     rows = _cut(sequence, torch.arange(len(first), device=real.device), first, stop)

@@ -97,7 +97,10 @@ def _chunk_passes(
     lm = CausalLM(model)
     report = require(model, exact=plan.exact)
     batch_as_given = TokenSequence.from_batch(batch, ignore_index, lm.device)
-    sequences = [without_mask(part) for part in documents_apart(batch_as_given, plan.chunk_size)]
+    sequences = [
+        without_mask(part, movable=lm.takes_positions)
+        for part in documents_apart(batch_as_given, plan.chunk_size)
+    ]
     for sequence in sequences:
         refuse_blind_predictions(lm, sequence)
         refuse_masks(lm.name, report, sequence)

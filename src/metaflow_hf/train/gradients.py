@@ -2,6 +2,7 @@
 chunk.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -14,6 +15,8 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
 from metaflow_hf.data.sizes import token_chunk_size
 from metaflow_hf.train.models import compute_dtype
+
+logger = logging.getLogger("metaflow_hf.train")
 
 
 class Gradients:
@@ -48,12 +51,12 @@ class Gradients:
         (loss * scale).backward()
         return loss.detach().float()
 
-    def _roll_out(self, inputs: Mapping[str, Tensor], divisor: float) -> Tensor:
+    def _roll_out(self, inputs: Mapping[str, Any], divisor: float) -> Tensor:
         from metaflow_hf.rollout import chunked_segment_rollout
 
         loss, _ = chunked_segment_rollout(
             self._model,
-            inputs,
+            {name: value for name, value in inputs.items() if isinstance(value, Tensor)},
             chunk_size=self._token_chunk,
             gradient=self._rollout.gradient,
             use_cpu_offload=self._rollout.use_cpu_offload,
@@ -64,10 +67,21 @@ class Gradients:
         return loss.detach().float()
 
     def _is_rolled_out(self, batch: Batch) -> bool:
-        # A cache does not keep isolated documents apart.
-        together = batch.position_ids is None
         use = self._rollout.use_chunked_training
-        return use is not False and together and batch.input_ids.shape[1] > self._token_chunk
+        is_long = use is not False and batch.input_ids.shape[1] > self._token_chunk
+        return is_long and (use is True or self._can_be_rolled_out)
+
+    @cached_property
+    def _can_be_rolled_out(self) -> bool:
+        from metaflow_hf.rollout import probe_model
+
+        report = probe_model(self._model)
+        can = report.exact if self._rollout.gradient == "exact" else report.truncated
+        if not can:
+            logger.warning(
+                f"long sequences are trained whole (rollout.use_chunked_training: auto): {report.reasons[0]}"
+            )
+        return can
 
     @cached_property
     def _token_chunk(self) -> int:

@@ -148,14 +148,6 @@ def check_length(model_dir: Path, config: TrainConfig) -> None:
             f"data.sequence_length = {config.data.sequence_length:,} is more than the {limits[0]:,} positions of "
             f"{config.model.name}: lower it."
         )
-    use, chunk = config.rollout.use_chunked_training, config.rollout.chunk_size
-    too_long = chunk != "auto" and config.data.sequence_length > chunk
-    if config.data.packing == "isolated" and use is not False and too_long:
-        raise ConfigError(
-            f"data.packing: isolated puts several documents into a sequence, and a sequence longer than "
-            f"rollout.chunk_size = {chunk:,} must hold one: set data.packing to true, or "
-            "rollout.use_chunked_training to false."
-        )
 
 
 def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
