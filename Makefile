@@ -50,6 +50,7 @@ servers: $(call MARK,dev)
 	npm install --silent --no-fund --no-audit --prefix $(VENV)/servers azurite s3rver
 	$(BIN)/python -m pytest tests/store/test_other_servers.py
 	TEST_S3_SERVER=localbucket $(BIN)/python -m pytest -k s3 tests/store tests/hub tests/data tests/extension
+
 zoo: $(call MARK,dev)
 	cd tests && ../$(BIN)/python -m zoo
 
