@@ -135,7 +135,9 @@ def push(
     Repo.of(repo_id, "model")
     if Path(source).is_dir():
         if dry_run:
-            raise SelectionError(f"{source!r} is a directory: it is uploaded as it is, there is nothing to show.")
+            raise SelectionError(
+                f"{source!r} is a directory: it is uploaded as it is, there is nothing to show."
+            )
         info = push_files(source, repo_id, revision=revision, private=private or None, commit_message=message)
         found = {"repo_id": repo_id, "commit_hash": info.oid, "url": str(info.commit_url)}
         print_json(found) if as_json else click.echo(info.commit_url)
