@@ -18,6 +18,7 @@ COMMANDS = {
     "blocks": ("blocks", "Datasets of blocks: build, ls, preview, verify, stats."),
     "datasets": ("datasets", "Datasets of the hub: search by modality, download."),
     "demo-hub": ("demo_hub", "Serve the embedded hub, to try things without network."),
+    "doctor": ("doctor", "What works here, and how to fix what does not."),
     "du": ("du", "How many bytes are stored, and for what."),
     "gc": ("gc", "Free what nothing refers to any more."),
     "models": ("models", "Models in the datastore: ls, show, get, rm, push."),

@@ -1,0 +1,162 @@
+"""Models on the hub: pushed with a card, loaded back by plain transformers."""
+
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard
+from metaflow._vendor.click.testing import CliRunner
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from metaflow_extensions.hf.cmd.group import hf
+from metaflow_hf.demo.fixtures import OWNER, fixture_content
+from metaflow_hf.errors import ConfigError
+from metaflow_hf.hub.model_card import CardFacts, Result, model_card
+from metaflow_hf.store import configured_store, datastore
+from metaflow_hf.train import publishing
+from metaflow_hf.train.job import TrainingJob
+from metaflow_hf.train.publishing import publish
+
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture
+def own_hub(start_hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", OWNER)
+    return start_hub(fixture_content())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, model_dir: Path, dataset_dir: Path):
+    """A trained and measured model in a datastore: (root of the datastore, job, reference)."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datastore, "_active", ("local", str(root / ".metaflow")))
+        patch.setenv("METAFLOW_HF_CACHE", str(root / "cache"))
+        values = {
+            "model": {"repo_id": "acme/tiny"},
+            "data": {
+                "dataset": str(dataset_dir.parent / "raw.txt"),
+                "heldout_samples": 20,
+                "sequence_length": 32,
+                "samples_per_block": 40,
+                "dataset_chunk_size": 20,
+            },
+            "rounds": {"claim_samples": 10, "seconds": 0.05},
+            "evaluation": {"prompts": ["the value"], "max_new_tokens": 5, "every_rounds": 2},
+        }
+        job = TrainingJob.configured(values, run="F-1").check_data().build()
+        plan = job.begin(model_dir, {"commit_hash": "c" * 40})
+        metrics = job.work(model_dir, branch=0, write=lambda _: None)
+        reference = job.export(model_dir, pathspec="F/1/merge/5")
+        from metaflow_hf.store.models import load_directory
+
+        directory = load_directory(configured_store(), reference, root / "out")
+        job.evaluate(model_dir, directory, plan=plan, model=reference, metrics=[metrics], run="F/1")
+    return root, job, reference
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    root, job, reference = trained
+    monkeypatch.setattr(datastore, "_active", ("local", str(root / ".metaflow")))
+    monkeypatch.setenv("METAFLOW_HF_CACHE", str(root / "cache"))
+    return job, reference
+
+
+def test_a_pushed_model_loads_in_plain_transformers_and_its_card_says_all(own_hub, here, tmp_path):
+    _, reference = here
+    done = publish(configured_store(), reference, "acme/mine", private=True)
+    assert own_hub.content.repo("acme/mine").resolve().sha == done.commit_hash
+    back = huggingface_hub.snapshot_download("acme/mine", local_dir=tmp_path / "back")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(back), AutoTokenizer.from_pretrained(back)
+    assert model.generate(**tokenizer("the value", return_tensors="pt"), max_new_tokens=2).shape[1] > 2
+
+    card = ModelCard.load(Path(back) / "README.md")
+    assert card.data.base_model == "acme/tiny"
+    assert card.data.library_name == "transformers"
+    measured = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert set(measured) == {"loss", "perplexity", "bits_per_byte"}
+    text = card.text
+    for said in (
+        "c" * 40,
+        "F/1",
+        reference["digest"],
+        "learning_rate: 0.0002",
+        "the value⟶",
+        'from_pretrained("acme/mine")',
+    ):
+        assert said in text
+    picture = (Path(back) / "training_loss.svg").read_text()
+    assert "![Training loss](training_loss.svg)" in text
+    assert picture.startswith("<svg")
+    assert "tokens trained" in picture
+
+
+def test_a_dry_run_asks_no_hub(here, monkeypatch):
+    job, reference = here
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    done = publish(configured_store(), reference, "acme/mine", dry_run=True)
+    names = [name for name, _ in done.files]
+    assert {"README.md", "config.json", "model.safetensors", "training_loss.svg"} <= set(names)
+    assert (done.url, done.commit_hash) == ("", "")
+    shown = CliRunner().invoke(hf, ["models", "push", reference["key"], "acme/mine", "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "model.safetensors" in shown.output
+    assert "base_model: acme/tiny" in shown.output
+    said: list[str] = []
+    configured = TrainingJob.from_json(
+        {
+            **job.to_json(),
+            "config": job.config.replace(publish={"repo_id": "acme/mine", "dry_run": True}).model_dump(
+                mode="json"
+            ),
+        }
+    )
+    configured.publish(reference, write=said.append)
+    assert said[0].startswith(f"would push {len(names)} files")
+    assert job.publish(reference, write=said.append) is None
+
+
+def test_the_command_pushes_what_a_key_names(own_hub, here):
+    _, reference = here
+    pushed = CliRunner(mix_stderr=False).invoke(hf, ["models", "push", reference["key"], "acme/by-key"])
+    assert pushed.exit_code == 0, pushed.stderr
+    assert own_hub.content.repo("acme/by-key").resolve().sha in pushed.stdout
+
+
+def test_without_the_package_that_draws_there_is_a_card_without_plot(here, monkeypatch, caplog):
+    _, reference = here
+    monkeypatch.setattr(
+        publishing, "svg", lambda chart: (_ for _ in ()).throw(ConfigError("metaflow-hf[publish]"))
+    )
+    done = publish(configured_store(), reference, "acme/mine", dry_run=True)
+    assert "training_loss.svg" not in dict(done.files)
+    assert "![" not in done.card
+    assert "metaflow-hf[publish]" in caplog.text
+
+
+def test_a_model_that_no_lineage_knows_has_a_card_too(here, model_dir):
+    from metaflow_hf.store.models import save_directory
+
+    reference = save_directory(configured_store(), model_dir, flow="G", run="1", step="s", task="2")
+    done = publish(configured_store(), reference.to_json(), "acme/plain", dry_run=True)
+    assert done.card.startswith("---\n")
+    assert "## Results" not in done.card
+
+
+def test_text_of_others_is_no_markup():
+    facts = CardFacts(
+        name="acme/mine",
+        base_model="not a hub id | `x`",
+        dataset="s3://bucket/a|b",
+        rows=[("run", "F/1 | `boom`")],
+        results=[Result(metric="perplexity", value=12.3456, dataset="a | b", before=99.0)],
+        samples=[("```\n# head", "<img src=x>")],
+        hyperparameters={"optimizer": {"learning_rate": 1e-3}},
+    )
+    card = model_card(facts)
+    assert "\n````text\n```\n# head⟶<img src=x>\n````\n" in card
+    assert "| run | `` F/1 \\| `boom` `` |" in card
+    assert "| perplexity | `a \\| b` | 99 | **12.35** |" in card
+    assert "base_model" not in ModelCard(card).data.to_dict()
