@@ -143,23 +143,27 @@ def _bench_s3(directory: Path, model: Path, endpoint: str, repeat: int) -> None:
     reference = save_directory(store, model, **TASK)
     keys = [info.key for info in store.list("blobs")]
     _receive(client, keys[:1], directory, threads)  # opens connections
-    loaded, received = _in_turns(
+    loaded, to_path, received = _in_turns(
         directory,
         repeat,
         lambda place: _load(store, reference, place, model),
+        lambda place: _load(store, reference, place, model, place / "path"),
         lambda place: _receive(client, keys, place, threads),
     )
     show("S3: save, against boto3 with 8 threads", uploaded, sent)
     show(
         "S3: load by an empty node, verified, against boto3 with 8 threads", loaded, received, goal_ratio=1.0
     )
+    show("S3: the same to a path of one's own (writable copies), against boto3", to_path, received)
     show(
         "  sha256 of the same bytes by one thread", [seconds(lambda: [hash_file(p) for p in model.iterdir()])]
     )
 
 
-def _load(store: ObjectStore, reference: ModelRef, place: Path, model: Path) -> None:
-    _check(load_directory(store, reference, cache=NodeCache(place / "node")), model)
+def _load(
+    store: ObjectStore, reference: ModelRef, place: Path, model: Path, target: Path | None = None
+) -> None:
+    _check(load_directory(store, reference, target, cache=NodeCache(place / "node")), model)
 
 
 def _check(loaded: Path, model: Path) -> None:
