@@ -15,7 +15,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MARK = $(VENV)/installed-$(1)
-SOURCES := pyproject.toml constraints.txt
+SOURCES := pyproject.toml setup.py constraints.txt
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.

@@ -13,6 +13,7 @@ branch goes on behind its last block.
 
 from metaflow import FlowSpec, Parameter, current, huggingface_hub, retry, step
 
+from metaflow_extensions.hf import parameters as types
 from metaflow_hf.data.progress import BuildLines, BuildProgress
 from metaflow_hf.data.sharded import ShardedDataset
 
@@ -23,14 +24,23 @@ class DatasetFlow(FlowSpec):
     """Blocks of a dataset in the flow's datastore, for any training to read."""
 
     dataset = Parameter(
-        "dataset", default=EMBEDDED_DATASET, help="hf://[owner/]name[:config[:split]][@revision], or files."
+        "dataset",
+        type=types.source,
+        default=EMBEDDED_DATASET,
+        help="hf://[owner/]name[:config[:split]][@revision], or files.",
     )
     num_branches = Parameter("num_branches", default=2, help="How many branches share the files, at most.")
     samples_per_block = Parameter("samples_per_block", default=100_000, help="Rows a block.")
-    text_column = Parameter("text_column", default="", help="Found by name and type unless given.")
-    on_bad_row = Parameter("on_bad_row", default="raise", help="raise or skip.")
+    text_column = Parameter(
+        "text_column", type=types.text, default="", help="Found by name and type unless given."
+    )
+    on_bad_row = Parameter(
+        "on_bad_row", type=types.one_of("raise", "skip"), default="raise", help="raise or skip."
+    )
     ascii_only = Parameter("ascii_only", type=bool, default=False, help="Keep rows of ASCII text only.")
-    compression = Parameter("compression", default="", help="zstd, or nothing.")
+    compression = Parameter(
+        "compression", type=types.one_of("zstd"), default="", help="Of the blocks; none by default."
+    )
 
     @huggingface_hub
     @step

@@ -8,6 +8,7 @@ python flows/generate_flow.py run --text my_texts.txt         its perplexity on 
 from metaflow import Flow, FlowSpec, IncludeFile, Parameter, Run, current, model, namespace, step
 from metaflow.exception import MetaflowNotFound
 
+from metaflow_extensions.hf import parameters as types
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.report import ruled
 
@@ -16,9 +17,12 @@ class GenerateFlow(FlowSpec):
     """Reuses a model reference of another flow."""
 
     from_run = Parameter(
-        "from_run", default="", help="Flow/run whose model is used; default: TrainFlow's latest."
+        "from_run",
+        type=types.name,
+        default="",
+        help="Flow/run whose model is used; default: TrainFlow's latest.",
     )
-    prompt = Parameter("prompt", default="Return the ", help="The text to continue.")
+    prompt = Parameter("prompt", type=types.text, default="Return the ", help="The text to continue.")
     num_samples = Parameter("num_samples", default=3, help="How many continuations.")
     max_new_tokens = Parameter("max_new_tokens", default=64, help="Length of each, in tokens.")
     temperature = Parameter("temperature", default=0.8, help="0 takes the most likely token each time.")

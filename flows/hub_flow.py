@@ -8,14 +8,18 @@ from pathlib import Path
 
 from metaflow import FlowSpec, Parameter, current, huggingface_hub, model, step
 
+from metaflow_extensions.hf import parameters as types
+
 EMBEDDED_MODEL = "metaflow-hf/tiny-llama"
 
 
 class HubFlow(FlowSpec):
     """The smallest use: a repository passed as a parameter, cached once, loaded wherever it is needed."""
 
-    repo_id = Parameter("repo_id", default=EMBEDDED_MODEL, help="The repository, as owner/name.")
-    revision = Parameter("revision", default="main", help="Branch, tag or commit.")
+    repo_id = Parameter(
+        "repo_id", type=types.repo_id, default=EMBEDDED_MODEL, help="The repository, as owner/name."
+    )
+    revision = Parameter("revision", type=types.revision, default="main", help="Branch, tag or commit.")
 
     @huggingface_hub
     @step

@@ -10,10 +10,21 @@ killed, restarted or joined by more. `python flows/train_flow.py run` trains a t
 from dataclasses import replace
 from pathlib import Path
 
-from metaflow import Config, FlowSpec, Parameter, card, current, huggingface_hub, model, retry, step
+from metaflow import (
+    Config,
+    FlowSpec,
+    Parameter,
+    card,
+    current,
+    huggingface_hub,
+    model,
+    resources,
+    retry,
+    step,
+)
 
+from metaflow_extensions.hf import parameters as types
 from metaflow_extensions.hf.card_components import card_path, show
-from metaflow_extensions.hf.failures import parse_config
 from metaflow_extensions.hf.trained import find_model
 from metaflow_hf.report import plan_text, ruled, summary_text, training_page
 from metaflow_hf.train.job import TrainingJob, merged_events
@@ -24,20 +35,16 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.yaml"
 class TrainFlow(FlowSpec):
     """Fine-tune or pre-train a model on texts, on as many GPUs as there are."""
 
-    config = Config("config", default=str(DEMO), parser=parse_config, help="YAML with all settings.")
-    repo_id = Parameter("repo_id", default="", help="Model to start from, instead of model.repo_id.")
-    revision = Parameter("revision", default="", help="Its branch, tag or commit, instead of model.revision.")
+    config = Config("config", default=str(DEMO), parser=types.parse_config, help="YAML with all settings.")
+    repo_id = Parameter("repo_id", type=types.repo_id, default="", help="Model, instead of model.repo_id.")
+    revision = Parameter("revision", type=types.revision, default="", help="Its branch, tag or commit.")
     reference = Parameter(
-        "reference", default="", help="Model of this datastore to go on from: a key, Flow/run, or a flow."
+        "reference", type=types.name, default="", help="Stored model: a key, a flow, Flow/run."
     )
-    dataset = Parameter(
-        "dataset", default="", help="What to train on, instead of data.dataset: hf://owner/name, …"
-    )
+    dataset = Parameter("dataset", type=types.source, default="", help="hf://owner/name[:config[:split]], …")
     num_gpus = Parameter("num_gpus", type=int, default=None, help="Branches; 0: all GPUs of this machine.")
-    lineage = Parameter("lineage", default="", help="Continue or join the training of this name.")
-    max_tokens = Parameter(
-        "max_tokens", type=int, default=None, help="Stop at the round that reaches so many tokens."
-    )
+    lineage = Parameter("lineage", type=types.name, default="", help="Training to continue, or to join.")
+    max_tokens = Parameter("max_tokens", type=int, default=None, help="End with the round that reaches them.")
 
     @huggingface_hub
     @step
@@ -79,6 +86,7 @@ class TrainFlow(FlowSpec):
         self.branches = list(range(job.config.rounds.workers))
         self.next(self.train, foreach="branches")
 
+    @resources(gpu=config.resources.gpu, cpu=config.resources.cpu, memory=config.resources.memory)
     @retry(times=3, minutes_between_retries=0)
     @card(type="blank", id="training", refresh_interval=1)
     @model(load="base_model")
@@ -93,6 +101,8 @@ class TrainFlow(FlowSpec):
             notice=current.get("spot_termination_notice"),
             plan=self.plan,
             draw=lambda page: show(current.card["training"], page),
+            task=current.pathspec,
+            retry_count=current.retry_count,
         )
         self.next(self.merge)
 
@@ -109,6 +119,7 @@ class TrainFlow(FlowSpec):
         self.model = self.best_model if job.config.evaluation.model == "best" else self.last_model
         self.next(self.evaluate)
 
+    @resources(gpu=config.resources.gpu, cpu=config.resources.cpu, memory=config.resources.memory)
     @card(type="blank", id="training")
     @model(load=["base_model", "model"])
     @step

@@ -12,6 +12,7 @@ from typing import Any
 
 from metaflow import Task
 from metaflow.cards import Markdown, VegaChart, get_cards
+from metaflow.exception import MetaflowNotFound
 from metaflow.plugins.cards.card_datastore import CardDatastore
 
 from metaflow_hf.report.page import Page, document
@@ -34,8 +35,12 @@ def show(card: Any, page: Page) -> None:
 
 def card_path(pathspec: str, card_id: str) -> str:
     """Where the card of a finished task is stored: a file path or a cloud URI; "" when it is not found."""
-    # The task is named in full: whose namespace it is in does not matter.
-    task = Task(pathspec, _namespace_check=False)
+    try:
+        # The task is named in full: whose namespace it is in does not matter.
+        task = Task(pathspec, _namespace_check=False)
+    except MetaflowNotFound:
+        # Without a metadata service, a task on another machine is not known here.
+        return ""
     facts = task.metadata_dict
     root = CardDatastore.get_storage_root(facts["ds-type"])
     if facts["ds-type"] != "local":

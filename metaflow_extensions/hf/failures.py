@@ -29,11 +29,3 @@ def explained() -> Iterator[None]:
         yield
     except MetaflowHFError as error:
         raise Failure(error) from error
-
-
-def parse_config(text: str) -> dict[str, Any]:
-    """The parser of a flow's ``Config`` of settings for training: mistakes are listed before a run begins."""
-    from metaflow_hf import config
-
-    with explained():
-        return config.parse_config(text)

@@ -24,6 +24,7 @@ from metaflow_hf.config_sections import (
     OptimizerConfig,
     PublishConfig,
     ReportConfig,
+    ResourcesConfig,
     RolloutConfig,
     RoundsConfig,
     Section,
@@ -40,12 +41,12 @@ __all__ = [
     "OptimizerConfig",
     "PublishConfig",
     "ReportConfig",
+    "ResourcesConfig",
     "RolloutConfig",
     "RoundsConfig",
     "Tracker",
     "TrainConfig",
     "load_config",
-    "parse_config",
     "parse_yaml",
 ]
 
@@ -70,6 +71,7 @@ class TrainConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     publish: PublishConfig = PublishConfig()
+    resources: ResourcesConfig = ResourcesConfig()
 
     @pydantic.field_validator("hub")
     @classmethod
@@ -122,16 +124,6 @@ def parse_yaml(text: str, *, where: str = "configuration") -> dict[str, Any]:
         raise ConfigError(f"{where}{place}: not readable as YAML: {problem}.") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected sections such as 'model:' and 'data:', found {values!r:.80}.")
-    return values
-
-
-def parse_config(text: str) -> dict[str, Any]:
-    """YAML or JSON text as the dict of a valid ``TrainConfig``; for Metaflow's ``Config(parser=…)``.
-
-    So that mistakes are told before a run begins. Raises ``ConfigError``.
-    """
-    values = parse_yaml(text)
-    TrainConfig.parse(values)
     return values
 
 

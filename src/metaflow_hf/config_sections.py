@@ -230,6 +230,16 @@ class EvaluationConfig(Section):
         return self
 
 
+class ResourcesConfig(Section):
+    """What a branch of training gets on a cluster, in the words of Metaflow's ``@resources``; a run on this machine
+    takes no notice. ``memory`` is in megabytes.
+    """
+
+    gpu: NonNegativeInt = 1
+    cpu: PositiveInt = 4
+    memory: PositiveInt = 16_000
+
+
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 

@@ -8,7 +8,14 @@ import pytest
 
 from metaflow_hf.errors import StoreUnavailable
 from metaflow_hf.store import open_store
-from metaflow_hf.train.heartbeat import Heartbeat, Patience, Watch, process_is_gone, this_process
+from metaflow_hf.train.heartbeat import (
+    Heartbeat,
+    Patience,
+    Watch,
+    give_up_earlier_attempts,
+    process_is_gone,
+    this_process,
+)
 
 
 class Clock:
@@ -132,3 +139,11 @@ def test_a_process_of_this_machine_that_is_gone_is_known_at_once(store, clock):
     assert not process_is_gone({**gone, "namespace": "another container"})
     Heartbeat(store, "a", patience=Patience(), process=gone, clock=clock).begin()
     assert Watch(store, clock=clock).expired("a")
+
+
+def test_a_retry_gives_up_the_attempts_before_it_and_nobody_else(store, clock):
+    for attempt, task in (("a", "Flow/1/train/2"), ("b", "Flow/1/train/3"), ("c", None)):
+        Heartbeat(store, attempt, patience=Patience(), process=None, task=task, clock=clock).begin()
+    give_up_earlier_attempts(store, "Flow/1/train/2")
+    watch = Watch(store, clock=clock)
+    assert [watch.expired(attempt) for attempt in "abc"] == [True, False, False]

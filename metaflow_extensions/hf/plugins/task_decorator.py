@@ -13,6 +13,7 @@ from metaflow.metaflow_current import current
 
 from metaflow_extensions.hf import neighbours
 from metaflow_extensions.hf.failures import explained
+from metaflow_extensions.hf.requirements import add_requirements, requirements_of
 
 if TYPE_CHECKING:
     from metaflow_hf.hub.records import RunContext
@@ -59,9 +60,11 @@ class TaskDecorator(StepDecorator):
         self._logger = logger
         self._datastore = (flow_datastore.TYPE, flow_datastore.datastore_root)
         try:
-            self.check_arguments()
+            with requirements_of(self.name):
+                self.check_arguments()
         except ValueError as error:
             raise InvalidArgument(f"@{self.name} of step {step_name!r}: {error}") from error
+        add_requirements(decorators)
         if flow_datastore.TYPE == "local":
             with explained():
                 _check_writable(Path(flow_datastore.datastore_root))
@@ -83,6 +86,10 @@ class TaskDecorator(StepDecorator):
         ubf_context: Any,
         inputs: Any,
     ) -> None:
+        with requirements_of(self.name), explained():
+            self._prepare(step_name, run_id, task_id, flow, inputs)
+
+    def _prepare(self, step_name: str, run_id: str, task_id: str, flow: Any, inputs: Any) -> None:
         from metaflow import get_namespace
 
         from metaflow_hf import environment
@@ -101,8 +108,7 @@ class TaskDecorator(StepDecorator):
             namespace=get_namespace() or "",
             origin_run=current.origin_run_id,
         )
-        with explained():
-            self.enter(datastore.configured_store(), run, lambda name: _artifact(flow, inputs, name))
+        self.enter(datastore.configured_store(), run, lambda name: _artifact(flow, inputs, name))
 
     def task_decorate(
         self,

@@ -3,7 +3,7 @@
 A worker notes its progress (a step, a file sent, a tensor merged); what does not progress does not beat, so a
 process that hangs is given up like one that died. The heartbeat says how long its owner may stay silent; an
 observer decides by two reads of its own on its own clock, never by comparing clocks. A process that is gone
-from the observer's own machine needs no waiting.
+from the observer's own machine needs no waiting, nor does one whose task is tried again.
 
 All of it decides only how long others wait. A worker that was given up in error loses its work of one round,
 and nothing else can happen.
@@ -53,12 +53,14 @@ class Heartbeat:
         *,
         patience: Patience,
         process: Mapping[str, Any] | None,
+        task: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._attempt = attempt
         self._patience = patience
         self._process = process
+        self._task = task
         self._clock = clock
         self._beats = 0
         self._slowest = 0.0
@@ -115,6 +117,7 @@ class Heartbeat:
                 "beats": self._beats,
                 "allowance_seconds": round(allowance, 3),
                 "process": self._process,
+                "task": self._task,
             }
         )
 
@@ -125,6 +128,22 @@ class Heartbeat:
         except StoreUnavailable as error:
             # The work goes on; at worst others do it as well.
             logger.warning("the heartbeat %s could not be written: %s", self._key, error)
+
+
+def give_up_earlier_attempts(store: ObjectStore, task: str) -> None:
+    """Takes the heartbeats of other attempts of ``task`` away, so that nobody waits for them.
+
+    For a retry: a scheduler starts one when the attempt before has ended, on whichever machine that was. Should it be
+    at work nevertheless, it loses its work of one round.
+    """
+    for info in store.list("heartbeats"):
+        try:
+            beat = json.loads(store.get(info.key))
+        except NotFound:
+            continue  # it has just left
+        if beat.get("task") == task:
+            store.delete(info.key)
+            logger.info(f"nobody waits for {beat['attempt']} any longer: {task} is tried again")
 
 
 class Watch:

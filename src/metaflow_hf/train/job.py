@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.environment import runs_locally
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import Event
 from metaflow_hf.references import ModelRef
@@ -177,12 +178,16 @@ class TrainingJob:
         notice: str | None = None,
         plan: Plan | None = None,
         draw: "Callable[[Page], None] | None" = None,
+        task: str | None = None,
+        retry_count: int = 0,
     ) -> str:
         """Trains as one worker until the lineage is final; returns the worker's ``metrics.jsonl``.
 
         SIGTERM, or the file ``notice`` (``current.spot_termination_notice``) once it is there, publishes what is
         finished and raises ``TrainingIncomplete``, as any end but a final lineage raises. ``draw`` gets the run's page
         again and again, begun with ``plan``: the first branch shows all workers, every other one itself.
+        ``task`` is ``current.pathspec``: a retry of it (``retry_count``) need not wait for what its earlier attempts
+        had claimed.
         """
         from metaflow_hf.train.devices import take_share
         from metaflow_hf.train.listening import Listeners
@@ -217,6 +222,8 @@ class TrainingJob:
                     on_event=on_event,
                     stop=stop,
                     notice=Path(notice) if notice else None,
+                    task=task,
+                    is_retry=retry_count > 0,
                 )
             return path.read_text("utf-8")
 
@@ -386,6 +393,11 @@ def _branches(num_gpus: int) -> int:
         )
     if num_gpus:
         return num_gpus
+    if not runs_locally():
+        raise ConfigError(
+            "--num_gpus 0 means all GPUs of the machine where the run starts, which has none here: give the number of "
+            "branches."
+        )
     import torch
 
     return max(torch.cuda.device_count(), 1)

@@ -22,7 +22,7 @@ from metaflow_hf.store.objects import ObjectStore, new_nonce
 from metaflow_hf.store.probing import probe
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
-from metaflow_hf.train.heartbeat import Heartbeat, Patience, this_process
+from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_attempts, this_process
 from metaflow_hf.train.heldout import held_out, training_samples
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
@@ -91,6 +91,8 @@ def train_worker(
     stop: threading.Event | None = None,
     notice: Path | None = None,
     heldout: BlockManager | None = None,
+    task: str | None = None,
+    is_retry: bool = False,
     patience: Patience | None = None,
     pace: Pace | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -107,6 +109,8 @@ def train_worker(
     configuration, ``NonFiniteLoss``, ``StoreUnavailable`` after bounded retries. ``device`` defaults to the first
     visible GPU, else the CPU. With ``evaluation.every_rounds`` held-out rows are measured meanwhile: those of
     ``heldout``, where an evaluation dataset is configured.
+    ``task`` names the task of a flow that this process is an attempt of; with ``is_retry``
+    the attempts before it are given up at once, instead of when their heartbeats have been still for long enough.
     """
     rng = rng or random.SystemRandom()
     attempt = attempt or new_attempt(rng)
@@ -123,8 +127,10 @@ def train_worker(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     order = order_of(spec.order, _samples(blocks, config))
     heartbeat = Heartbeat(
-        store, attempt, patience=patience or Patience(), process=this_process(), clock=clock
+        store, attempt, patience=patience or Patience(), process=this_process(), task=task, clock=clock
     )
+    if task is not None and is_retry:
+        give_up_earlier_attempts(store, task)
 
     def progress() -> None:
         heartbeat.progress()

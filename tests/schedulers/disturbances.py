@@ -1,0 +1,47 @@
+"""Faults, each at a moment that a container's own log tells: nothing here waits for a time."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .pods import Pod
+
+Action = Callable[[Pod], None]
+
+
+@dataclass
+class Disturbances:
+    """What happens to which container. `watch` is for an executor; `check` raises unless all of it happened."""
+
+    planned: dict[tuple[str, int, int], list[tuple[str, Action]]] = field(default_factory=dict)
+    _threads: list[threading.Thread] = field(default_factory=list)
+    _missed: list[str] = field(default_factory=list)
+
+    def when(self, step: str, index: int, attempt: int, says: str, action: Action) -> None:
+        """Does `action` to this container as soon as its log has a line that matches `says`."""
+        self.planned.setdefault((step, index, attempt), []).append((says, action))
+
+    def watch(self, pod: Pod, step: str, index: int, attempt: int) -> None:
+        for says, action in self.planned.pop((step, index, attempt), ()):
+            thread = threading.Thread(target=self._act, args=(pod, says, action), daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def check(self) -> None:
+        for thread in self._threads:
+            thread.join()
+        assert not self.planned, f"never started: {list(self.planned)}"
+        assert not self._missed, self._missed
+
+    def _act(self, pod: Pod, says: str, action: Action) -> None:
+        while not re.search(says, pod.printed()):
+            if not pod.is_running():
+                self._missed.append(f"{pod.root.name} ended before it said {says!r}")
+                return
+            time.sleep(0.05)
+        if pod.is_running():
+            action(pod)
+        else:
+            self._missed.append(f"{pod.root.name} had ended when it said {says!r}")
