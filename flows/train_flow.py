@@ -38,9 +38,7 @@ class TrainFlow(FlowSpec):
     config = Config("config", default=str(DEMO), parser=types.parse_config, help="YAML with all settings.")
     repo_id = Parameter("repo_id", type=types.repo_id, default="", help="Model, instead of model.repo_id.")
     revision = Parameter("revision", type=types.revision, default="", help="Its branch, tag or commit.")
-    reference = Parameter(
-        "reference", type=types.name, default="", help="Stored model: a key, a flow, Flow/run."
-    )
+    reference = Parameter("reference", type=types.name, default="", help="Stored model: a key, or Flow/run.")
     dataset = Parameter("dataset", type=types.source, default="", help="hf://owner/name[:config[:split]], …")
     num_gpus = Parameter("num_gpus", type=int, default=None, help="Branches; 0: all GPUs of this machine.")
     lineage = Parameter("lineage", type=types.name, default="", help="Training to continue, or to join.")
