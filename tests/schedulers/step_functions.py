@@ -101,6 +101,7 @@ class Execution:
                     "AWS_BATCH_JOB_ATTEMPT": str(attempt + 1),
                     "AWS_BATCH_JQ_NAME": job["JobQueue"],
                     "AWS_BATCH_CE_NAME": "here",
+                    "AWS_EXECUTION_ENV": "AWS_ECS_EC2",
                 },
             )
             self.pods.append(pod)
