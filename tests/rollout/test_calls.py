@@ -133,7 +133,7 @@ def test_a_loss_function_of_ones_own(
 def test_logits_in_blocks_are_exact(
     make_model, batch, full_backprop, gradients_of, assert_equal_gradients, monkeypatch
 ):
-    monkeypatch.setattr("metaflow_hf.rollout.loss._BLOCK_BYTES", 61 * 4 * 3)
+    monkeypatch.setattr("metaflow_hf.rollout.loss._BLOCK_BYTES", {"cpu": 61 * 4 * 3})
     model = make_model()
     _, expected = full_backprop(model, batch)
     chunked_segment_rollout(model, batch, chunk_size=16, backward=True)

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import LinearCrossEntropyOptions, functional
 from torch.utils.checkpoint import checkpoint
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
-_BLOCK_BYTES = 32 * 2**20
+_BLOCK_BYTES = {"cpu": 16 * 2**20}
+_ACCELERATOR_BLOCK_BYTES = 256 * 2**20  # fewer, larger matrix products
 
 
 def cross_entropy_sum(
@@ -39,24 +40,52 @@ def head_loss_sum(
     """`cross_entropy_sum(head(hidden), …)` with the logits of one block of tokens in memory at a time.
 
     hidden [B, C, H], targets [B, C]. Ignored positions are left out before the head, which is most of a
-    sequence whose prompt is not trained on. A block's logits (at most 32 MiB) are computed again for its
-    backward pass, unless one block is all there is.
+    sequence whose prompt is not trained on. A plain linear head with the default loss goes through torch's
+    `linear_cross_entropy`, which finds the gradients along with the loss; other heads and losses compute a
+    block's logits (at most 32 MiB, 256 MiB on an accelerator) again for its backward pass.
     """
     counted = targets != ignore_index
     rows, labels = hidden[counted], targets[counted]
     if not len(labels):
         return hidden[:, :0].sum()
-    num_blocks = -(-len(labels) * _vocabulary(head) * 4 // _BLOCK_BYTES)
+    bytes_per_row = _vocabulary(head) * 4
+    block = max(_BLOCK_BYTES.get(hidden.device.type, _ACCELERATOR_BLOCK_BYTES) // bytes_per_row, 1)
+    if ce_loss_fn is None and _is_plain_linear(head, hidden):
+        return _linear_cross_entropy_sum(head, rows, labels, block)
 
     def block_loss(hidden_block: Tensor, label_block: Tensor) -> Tensor:
         return cross_entropy_sum(head(hidden_block), label_block, ignore_index, ce_loss_fn)
 
-    if num_blocks <= 1:
+    if len(labels) <= block:
         return block_loss(rows, labels)
-    blocks = zip(rows.chunk(num_blocks), labels.chunk(num_blocks), strict=True)
+    blocks = zip(rows.split(block), labels.split(block), strict=True)
     if not torch.is_grad_enabled():
         return torch.stack([block_loss(*block) for block in blocks]).sum()
     return torch.stack([checkpoint(block_loss, *block, use_reentrant=False) for block in blocks]).sum()
+
+
+def _linear_cross_entropy_sum(head: Any, rows: Tensor, labels: Tensor, block: int) -> Tensor:
+    """Softmax and sums in at least fp32 ("accurate"), as the default loss has them."""
+    weight, bias = head.weight, head.bias
+    kind = rows.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    policy: Any = "compact" if rows.dtype in {torch.float32, torch.float64} else "accurate"
+    options = LinearCrossEntropyOptions(batch_chunk_size=block, chunking_method=None, acc_policy=policy)
+    return functional.linear_cross_entropy(
+        rows, weight, labels, linear_bias=bias, reduction="sum", options=options
+    )
+
+
+def _is_plain_linear(head: nn.Module, hidden: Tensor) -> bool:
+    """Nothing but weight and bias: no adapter, quantisation, parametrisation or hook."""
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+        return False
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    hooks = (getattr(head, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+    same_type = autocast or head.weight.dtype == hidden.dtype
+    return same_type and head.weight.device == hidden.device and not any(hooks)
 
 
 def _vocabulary(head: nn.Module) -> int:

@@ -114,21 +114,33 @@ class ChunkPasses:
             stack.enter_context(torch.enable_grad())
             if self._checkpointed:
                 stack.enter_context(layers_checkpointed(self._lm.model))
-            loss = self._loss(chunk, writing=not replay)
-            self._carry.backward(loss, scale.to(loss))
+            states = self._states(chunk, writing=not replay)
+            # The head's backward pass ends, and frees the logits, before that of the layers begins: a gradient
+            # of a weight shared with the embeddings is then added at once and not held until the end.
+            leaf = states.detach().requires_grad_(states.requires_grad)
+            loss = self._loss_of(leaf, chunk)
+            if loss.requires_grad:
+                loss.backward(scale.to(loss))
+            if leaf.grad is not None:
+                states.backward(leaf.grad)
         return loss.detach()
 
     def _loss(self, chunk: tuple[int, int], *, writing: bool) -> Tensor:
-        targets = self._sequence.targets[:, slice(*chunk)]
+        return self._loss_of(self._states(chunk, writing=writing), chunk)
+
+    def _states(self, chunk: tuple[int, int], *, writing: bool) -> Tensor:
+        """What the loss is computed from: the last hidden states where the head is linear, else the logits."""
         inputs = self._inputs(chunk, writing=writing)
+        states = (self._lm.hidden if self._linear_head else self._lm.logits)(inputs, self._carry)
+        self._carry.require_attended()
+        return states
+
+    def _loss_of(self, states: Tensor, chunk: tuple[int, int]) -> Tensor:
+        targets = self._sequence.targets[:, slice(*chunk)]
         ignore_index, ce_loss_fn = self._sequence.ignore_index, self._plan.ce_loss_fn
         if self._linear_head:
-            hidden = self._lm.hidden(inputs, self._carry)
-            self._carry.require_attended()
-            return head_loss_sum(self._lm.head, hidden, targets, ignore_index, ce_loss_fn)
-        logits = self._lm.logits(inputs, self._carry)
-        self._carry.require_attended()
-        return cross_entropy_sum(logits, targets, ignore_index, ce_loss_fn)
+            return head_loss_sum(self._lm.head, states, targets, ignore_index, ce_loss_fn)
+        return cross_entropy_sum(states, targets, ignore_index, ce_loss_fn)
 
     def unused_layers(self) -> list[int]:
         """Layers that should have kept states in the carry and did not."""
