@@ -37,12 +37,12 @@ class Task:
     scale: float
     known: tuple[Tensor, Tensor] | None = None
 
-    def blocks(self) -> Iterator[Span]:
+    def spans_of_blocks(self) -> Iterator[Span]:
         """The spans, cut so that none holds both past and current keys, nor more than 64 MiB of keys.
 
         Triangles are left whole: they are no longer than the chunk.
         """
-        size = max(_BLOCK_BYTES // self.past.keys.bytes_per_token(), 1)
+        size = max(_BLOCK_BYTES // self.past.slots[0].bytes_per_token(), 1)
         for span in self.spans:
             parts = [span] if span.shape is Shape.CAUSAL else span.split(self.past.start)
             for part in parts:
@@ -74,26 +74,25 @@ class BlockAttention(torch.autograd.Function):
         past = task.past
         grad, out = gradients[0].transpose(1, 2), out.transpose(1, 2)
         d_query = torch.zeros_like(query, dtype=lse.dtype)
-        d_key, d_value = (slot.zeros(query.shape[2], lse) for slot in (past.keys, past.values))
-        for span in task.blocks():
-            at = task.queries(span)
-            keys, values = past.read(span.k0, span.k1, (key, value), query, span.row)
+        d_key, d_value = (slot.zeros(query.shape[2], lse) for slot in past.slots)
+        for block in past.blocks(task.spans_of_blocks(), (key, value), with_gradient=True):
+            span, at = block.span, task.queries(block.span)
             parts = [tensor[at] for tensor in (grad, query, out, lse)]
+            keys, values = block.keys_values
             dq, dk, dv = _span_backward(span, parts, keys, values, task)
             d_query[at] += dq
-            if span.k0 >= past.start:
+            if span.k0 < past.start:
+                needed = ctx.needs_input_grad[1:3]
+                block.add_gradients(dk if needed[0] else None, dv if needed[1] else None)
+            else:
                 own = (rows(span.row), slice(None), slice(span.k0 - past.start, span.k1 - past.start))
                 d_key[own] += dk
                 d_value[own] += dv
-                continue
-            if ctx.needs_input_grad[1]:
-                past.keys.add_gradient(span.k0, dk, span.row)
-            if ctx.needs_input_grad[2]:
-                past.values.add_gradient(span.k0, dv, span.row)
+        slots = past.slots
         return (
             d_query.to(query.dtype),
-            past.keys.gradient_of(past.start, d_key).to(query.dtype),
-            past.values.gradient_of(past.start, d_value).to(query.dtype),
+            slots[0].gradient_of(past.start, d_key).to(query.dtype),
+            slots[1].gradient_of(past.start, d_value).to(query.dtype),
             None,
         )
 
@@ -102,12 +101,12 @@ def _forward(query: Tensor, current: tuple[Tensor | None, ...], task: Task) -> t
     """A query that sees nothing gets zeros, as torch's scaled_dot_product_attention gives it."""
     batch, heads, length, _ = query.shape
     wide = torch.promote_types(query.dtype, torch.float32)
-    out = query.new_zeros(batch, length, heads, task.past.values.width(), dtype=wide)
+    out = query.new_zeros(batch, length, heads, task.past.slots[1].width(), dtype=wide)
     lse = query.new_full((batch, heads, length), -torch.inf, dtype=wide)
-    for span in task.blocks():
-        at = task.queries(span)
-        keys, values = task.past.read(span.k0, span.k1, current, query, span.row)
-        more, more_lse = _span_forward(span, query[at], keys, values, task)
+    for block in task.past.blocks(task.spans_of_blocks(), current, with_gradient=False):
+        at = task.queries(block.span)
+        keys, values = block.keys_values
+        more, more_lse = _span_forward(block.span, query[at], keys, values, task)
         so_far, so_far_lse = out.transpose(1, 2)[at], lse[at]
         so_far.lerp_(more.to(wide), torch.sigmoid(more_lse - so_far_lse)[..., None])
         so_far_lse.copy_(torch.logaddexp(so_far_lse, more_lse.to(wide)))

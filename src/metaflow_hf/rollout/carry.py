@@ -35,6 +35,7 @@ from transformers.cache_utils import (
 )
 
 from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.rollout.host_memory import HostTransfers
 from metaflow_hf.rollout.slots import CarriedPast, KVSlot, ReadPast
 from metaflow_hf.rollout.states import SMALLEST_CHUNK, BorderStates
 
@@ -51,7 +52,7 @@ class _CarryLayer(CacheLayerMixin):
     def __init__(self, carry: KVCarry) -> None:
         super().__init__()
         self._carry = carry
-        self.slots = tuple(KVSlot(carry.num_tokens, carry.home, carry.with_gradient) for _ in range(2))
+        self.slots = tuple(KVSlot(carry.num_tokens, carry.transfers, carry.with_gradient) for _ in range(2))
         self.used = False
         self.waits_for_attention = False
 
@@ -131,14 +132,14 @@ class _HybridSlidingCarryLayer(_SlidingCarryLayer, BorderStates):
 class KVCarry(Cache):
     """The cache of one sequence of `num_tokens` tokens, read token chunk by token chunk.
 
-    `home`: device of the buffers (None: the model's). `with_gradient`: exact gradients across token chunks.
+    `transfers`: the buffers lie in host memory (None: on the model's device). `with_gradient`: exact gradients across token chunks.
     """
 
     def __init__(
-        self, config: Any, num_tokens: int, home: torch.device | None, *, with_gradient: bool
+        self, config: Any, num_tokens: int, transfers: HostTransfers | None, *, with_gradient: bool
     ) -> None:
         self.num_tokens = num_tokens
-        self.home = home
+        self.transfers = transfers
         self.with_gradient = with_gradient
         self.start = 0
         self.writing = True

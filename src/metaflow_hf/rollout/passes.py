@@ -17,6 +17,7 @@ from torch import Tensor
 from metaflow_hf.rollout.attention import attention_by_blocks
 from metaflow_hf.rollout.carry import KVCarry
 from metaflow_hf.rollout.causal_lm import CausalLM
+from metaflow_hf.rollout.host_memory import HostTransfers
 from metaflow_hf.rollout.loss import LossFunction, cross_entropy_sum, head_loss_sum
 from metaflow_hf.rollout.rng import RngState, rng_kept
 from metaflow_hf.rollout.sequence import TokenSequence, token_chunks
@@ -57,8 +58,8 @@ class ChunkPasses:
         self._checkpointed = (
             plan.gradient_checkpointing or plan.use_cpu_offload or wants_checkpointing(lm.model)
         )
-        home = torch.device("cpu") if plan.use_cpu_offload else None
-        self._carry = KVCarry(lm.config, sequence.num_tokens, home, with_gradient=plan.exact)
+        transfers = HostTransfers(lm.device) if plan.use_cpu_offload else None
+        self._carry = KVCarry(lm.config, sequence.num_tokens, transfers, with_gradient=plan.exact)
         if plan.attention_by_blocks and self._checkpointed:
             self._carry.attended = {}
         self._rng: dict[int, RngState] = {}
