@@ -8,10 +8,10 @@ ones as one view of the buffer, so the past is never copied or concatenated.
 With `attention_by_blocks` the layer hands back the current keys alone, which lead the attention function
 to the slots (attention.py); every other user reads all through one view.
 
-The gradient crosses token chunks in the backward passes of both (slots.py, attention.py). Chunks are differentiated last to first. What a chunk
-sends to its past is added to the gradient buffer; what later chunks sent to its own keys is read from there
-and added to its own. No token of the past is a leaf, and no graph outlives its chunk. Layers with states instead of
-keys (`states.py`), or with both, cross borders by those.
+The gradient crosses token chunks in the backward passes of both (slots.py, blocks.py). Chunks are
+differentiated last to first. What a chunk sends to its past is added to the gradient buffer; what later
+chunks sent to its own keys is read from there and added to its own. No token of the past is a leaf, and no
+graph outlives its chunk. Layers with states instead of keys (`states.py`), or with both, cross borders by those.
 
 It gives up rewinding, beam search and growth: a carry belongs to one sequence of known length.
 """
@@ -55,25 +55,29 @@ class _CarryLayer(CacheLayerMixin):
         self.slots = tuple(KVSlot(carry.num_tokens, carry.transfers, carry.with_gradient) for _ in range(2))
         self.used = False
         self.waits_for_attention = False
+        self._written_in = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.used = True
+        # A checkpointed layer that runs again, or another layer that shares this one, has written already.
+        writing = self._carry.writing and self._written_in != self._carry.turn
+        self._written_in = self._carry.turn
         if self._carry.attention_by_blocks:
-            return self._current(key_states, value_states)
+            return self._current(key_states, value_states, writing=writing)
         first, start = self._first_visible(), self._carry.start
         keys, values = (
-            ReadPast.apply(states, slot, first, start, self._carry.writing)
+            ReadPast.apply(states, slot, first, start, writing)
             for states, slot in zip((key_states, value_states), self.slots, strict=True)
         )
         return keys, values
 
-    def _current(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+    def _current(self, key_states: Tensor, value_states: Tensor, *, writing: bool) -> tuple[Tensor, Tensor]:
         """The current states, on which the attention function finds the past."""
         past = CarriedPast(self, self._carry, self._carry.start, self._first_visible())
         current = []
         for states, slot in zip((key_states, value_states), self.slots, strict=True):
             marked = _as_attended(states).view_as(states)
-            if self._carry.writing:
+            if writing:
                 slot.write(past.start, marked.detach())
             marked.carried_past = past  # type: ignore[attr-defined]
             current.append(marked)
@@ -132,7 +136,8 @@ class _HybridSlidingCarryLayer(_SlidingCarryLayer, BorderStates):
 class KVCarry(Cache):
     """The cache of one sequence of `num_tokens` tokens, read token chunk by token chunk.
 
-    `transfers`: the buffers lie in host memory (None: on the model's device). `with_gradient`: exact gradients across token chunks.
+    `transfers`: the buffers lie in host memory (None: on the model's device). `with_gradient`: exact gradients
+    across token chunks.
     """
 
     def __init__(
@@ -140,9 +145,11 @@ class KVCarry(Cache):
     ) -> None:
         self.num_tokens = num_tokens
         self.transfers = transfers
+        self.home = None if transfers is None else torch.device("cpu")
         self.with_gradient = with_gradient
         self.start = 0
         self.writing = True
+        self.turn = 0  # counts forward calls
         self.attention_by_blocks = False
         self.own_attention = ""  # the attention implementation that blocks stand in for
         self.attended: dict[int, tuple[Tensor, Tensor]] | None = None
@@ -152,6 +159,7 @@ class KVCarry(Cache):
         """The next forward call holds the tokens from `start` on; `writing` stores their keys and values."""
         self.start = start
         self.writing = writing
+        self.turn += 1
         if self.attended is not None:
             self.attended.clear()
         for layer in self._state_layers():
@@ -165,15 +173,19 @@ class KVCarry(Cache):
                 f"layers {lost} do not hand their keys to transformers' attention interface unchanged"
             )
 
-    def backward(self, loss: Tensor, scale: Tensor) -> None:
-        """Backpropagates scale × loss of the token chunk that ran last, and what later ones sent to its states."""
+    def backward(self, output: Tensor, gradient: Tensor | None) -> None:
+        """Backpropagates from the output of the token chunk that ran last, and what later ones sent to its states.
+
+        `gradient` of the output; None if it has none.
+        """
         layers = self._state_layers()
-        roots, gradients = [loss], [scale]
+        roots, gradients = ([], []) if gradient is None else ([output], [gradient])
         for layer in layers:
             more_roots, more_gradients = layer.roots()
             roots += more_roots
             gradients += more_gradients
-        torch.autograd.backward(roots, gradients)
+        if roots:
+            torch.autograd.backward(roots, gradients)
         for layer in layers:
             layer.collect()
 

@@ -122,8 +122,7 @@ class ChunkPasses:
             loss = self._loss_of(leaf, chunk)
             if loss.requires_grad:
                 loss.backward(scale.to(loss))
-            if leaf.grad is not None:
-                states.backward(leaf.grad)
+            self._carry.backward(states, leaf.grad)
         return loss.detach()
 
     def _loss(self, chunk: tuple[int, int], *, writing: bool) -> Tensor:

@@ -1,0 +1,113 @@
+"""The carry in host memory: streamed block by block it gives the same gradients, and moves the bytes it should."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metaflow_hf.rollout.causal_lm import CausalLM
+from metaflow_hf.rollout.host_memory import HostTransfers
+from metaflow_hf.rollout.passes import ChunkPasses, Plan
+from metaflow_hf.rollout.sequence import TokenSequence
+
+LENGTH = 48
+CHUNK = 8
+
+
+@pytest.fixture
+def offloaded():
+    """offloaded(model, batch, by_blocks=True): gradients added with the carry in host memory, the passes."""
+
+    def run(model, batch, *, by_blocks=True, exact=True):
+        lm = CausalLM(model)
+        sequence = TokenSequence.from_batch(batch, -100, lm.device)
+        plan = Plan(
+            chunk_size=CHUNK,
+            exact=exact,
+            use_cpu_offload=True,
+            gradient_checkpointing=True,
+            ce_loss_fn=None,
+            attention_by_blocks=by_blocks,
+        )
+        passes = ChunkPasses(lm, sequence, plan, linear_head=False)
+        passes.losses_and_backward(torch.tensor(1.0 / sequence.num_targets(), dtype=torch.float64))
+        return passes
+
+    return run
+
+
+@pytest.mark.parametrize("block_tokens", [3, 5, 1000])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_blocks_of_any_size_give_the_gradients_of_full_backprop(
+    family,
+    block_tokens,
+    make_model,
+    tokens,
+    full_backprop,
+    gradients_of,
+    assert_equal_gradients,
+    offloaded,
+    monkeypatch,
+):
+    model, batch = make_model(family), {"input_ids": tokens(2, LENGTH)}
+    bytes_per_token = 2 * 2 * 8 * 8  # rows, heads, head size, bytes
+    monkeypatch.setattr("metaflow_hf.rollout.blocks._BLOCK_BYTES", block_tokens * bytes_per_token)
+    _, expected = full_backprop(model, batch)
+
+    offloaded(model, batch)
+
+    assert_equal_gradients(gradients_of(model), expected)
+
+
+@pytest.mark.parametrize("family", ["bloom", "llama"])
+def test_attention_on_all_keys_and_padded_rows(
+    family, make_model, tokens, full_backprop, gradients_of, assert_equal_gradients, offloaded
+):
+    ids = tokens(2, LENGTH)
+    mask = torch.ones_like(ids)
+    mask[0, :11] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[0, 11] = -100
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    model = make_model(family)
+    full = batch if family == "bloom" else {**batch, "position_ids": positions}
+    _, expected = full_backprop(model, full)
+
+    offloaded(model, batch, by_blocks=family != "bloom")
+
+    assert_equal_gradients(gradients_of(model), expected)
+
+
+def test_bytes_that_go_to_the_device_and_back(make_model, tokens, offloaded):
+    model = make_model("llama")
+
+    passes = offloaded(model, {"input_ids": tokens(1, LENGTH)})
+
+    transfers, num_chunks = passes._carry.transfers, LENGTH // CHUNK
+    token = 3 * 2 * 2 * 8 * 8  # layers, keys and values, heads, head size, bytes
+    pasts = token * CHUNK * num_chunks * (num_chunks - 1) // 2
+    last_past = token * (LENGTH - CHUNK)
+    own = token * LENGTH
+    assert transfers.loaded_bytes == 4 * pasts - last_past + own
+    assert transfers.stored_bytes == pasts + own
+
+
+def test_truncated_moves_no_gradient(make_model, tokens, offloaded):
+    passes = offloaded(make_model("llama"), {"input_ids": tokens(1, LENGTH)}, exact=False)
+
+    token, num_chunks = 3 * 2 * 2 * 8 * 8, LENGTH // CHUNK
+    assert passes._carry.transfers.stored_bytes == token * LENGTH
+    assert passes._carry.transfers.loaded_bytes == 2 * token * CHUNK * num_chunks * (num_chunks - 1) // 2
+
+
+def test_an_area_is_used_again_only_after_it_was_given_back():
+    transfers = HostTransfers(torch.device("cpu"))
+    blocks = [torch.full((1, 1, 4, 2), float(i)) for i in range(3)]
+    first, second = (transfers.stage([block], []) for block in blocks[:2])
+    assert first.wait()[0].unique().tolist() == [0.0]
+    first.release()
+    third = transfers.stage([blocks[2]], [])
+
+    assert second.wait()[0].unique().tolist() == [1.0]
+    assert third.wait()[0].unique().tolist() == [2.0]
