@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from simulation.audit import read_tensor
@@ -99,10 +98,10 @@ def dice(count: int, *, kind: type[World] = HonestWorld, **scenario: Any) -> Cal
 
 
 def pairs(fault: Fault, *, most: int = 70, kind: type[World] = HonestWorld) -> Callable[[], None]:
-    """Two workers, one of them hurt in one way, at every eleventh pair of places."""
+    """Two workers, one of them hurt in one way, at some pairs of places."""
 
     def play() -> None:
-        for schedule in pair_schedules(stride=11, most=most):
+        for schedule in pair_schedules(stride=53, most=most):
             if schedule.fault == fault:
                 in_a_world(PAIR, 0, schedule.play, kind)
 
@@ -295,4 +294,4 @@ def test_the_auditor_reads_weights_by_itself(tmp_path):
     # The counts are what the library wrote, read by other code.
     path = tmp_path / "weights"
     write_all(path, {"counts": torch.arange(3.0)})
-    assert np.array_equal(read_tensor(path.read_bytes(), "counts"), [0, 1, 2])
+    assert read_tensor(path.read_bytes(), "counts") == (0, 1, 2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from greenlet import getcurrent, greenlet
+from greenlet import greenlet
 
 
 class Killed(BaseException):
@@ -27,6 +27,9 @@ class Process:
         self.outcome: BaseException | None = None
         self._main = main
         self._greenlet = greenlet(self._run)
+        # Whoever starts processes schedules them.
+        assert self._greenlet.parent is not None
+        self._give_back = self._greenlet.parent.switch
 
     def _run(self) -> None:
         try:
@@ -40,12 +43,10 @@ class Process:
     def resume(self) -> None:
         """Lets it go on until its next pause or its end; called by the scheduler."""
         self.turns += 1
-        self._greenlet.parent = getcurrent()
         self._greenlet.switch()
 
     def pause(self) -> None:
         """Gives the turn back; called by the process itself."""
-        assert self._greenlet.parent is not None
-        self._greenlet.parent.switch()
+        self._give_back()
         if self.killed:
             raise Killed

@@ -1,5 +1,6 @@
 """An object store in a dict, one request at a time, that may fail before or after it did what was asked."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,44 @@ if TYPE_CHECKING:
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+class Objects(dict[str, bytes]):
+    """What is stored; what lies below each prefix is kept at hand, for most requests are looks that find nothing new."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._below: defaultdict[str, dict[str, ObjectInfo]] = defaultdict(dict)
+        self._listings: dict[str, list[ObjectInfo]] = {}
+
+    def __setitem__(self, key: str, data: bytes) -> None:
+        super().__setitem__(key, data)
+        info = ObjectInfo(key, len(data), EPOCH)
+        for prefix in _prefixes(key):
+            self._below[prefix][key] = info
+            self._listings.pop(prefix, None)
+
+    def __delitem__(self, key: str) -> None:
+        super().__delitem__(key)
+        for prefix in _prefixes(key):
+            del self._below[prefix][key]
+            self._listings.pop(prefix, None)
+
+    def below(self, prefix: str) -> list[ObjectInfo]:
+        """The objects below ``prefix/``, in order of their keys."""
+        listing = self._listings.get(prefix)
+        if listing is None:
+            infos = self._below[prefix]
+            listing = self._listings[prefix] = [infos[key] for key in sorted(infos)]
+        return listing
+
+
+def _prefixes(key: str) -> list[str]:
+    prefixes, end = [""], key.find("/")
+    while end >= 0:
+        prefixes.append(key[:end])
+        end = key.find("/", end + 1)
+    return prefixes
+
+
 class SimStore:
     """The store as one process sees it; every request is a moment at which anything may happen to that process."""
 
@@ -23,15 +62,14 @@ class SimStore:
 
     def __init__(self, world: "World", process: Process | None = None) -> None:
         self._world = world
+        self._objects = world.objects
         self._process = process
 
     def create(self, key: str, data: bytes) -> CreateResult:
         self._request()
-        taken = key in self._world.objects
+        taken = key in self._objects
         if not taken:
             self._write(key, data)
-            if key.startswith("claims/"):
-                self._world.claimed(key, data)
         self._answer()
         if taken or self._take("sent twice"):
             # "sent twice": the client's own second try meets its first one.
@@ -39,7 +77,7 @@ class SimStore:
         return CreateResult(created=True, content=data)
 
     def read_winner(self, key: str, data: bytes) -> CreateResult:
-        content = self._world.objects[key]
+        content = self._objects[key]
         return CreateResult(created=content == data, content=content)
 
     def put(self, key: str, data: bytes) -> None:
@@ -49,28 +87,27 @@ class SimStore:
 
     def get(self, key: str) -> bytes:
         self._request()
-        if key not in self._world.objects:
+        content = self._objects.get(key)
+        if content is None:
             raise NotFound(key)
-        return self._world.objects[key]
+        return content
 
     def delete(self, key: str) -> None:
         self._request()
-        self._world.writes += 1
-        self._world.objects.pop(key, None)
+        self._world.wrote(key)
+        if key in self._objects:
+            del self._objects[key]
         self._answer()
 
     def children(self, prefix: str = "") -> list[str]:
         self._request()
-        start = f"{prefix}/"
-        return sorted(
-            {key[len(start) :].split("/")[0] for key in self._world.objects if key.startswith(start)}
-        )
+        start = len(prefix) + 1
+        return sorted({info.key[start:].partition("/")[0] for info in self._objects.below(prefix)})
 
     def list(self, prefix: str = "", *, after: str | None = None) -> Iterator[ObjectInfo]:
         self._request()
-        start, objects = f"{prefix}/", self._world.objects
-        keys = sorted(key for key in objects if key.startswith(start) and (after is None or key > after))
-        return iter([ObjectInfo(key, len(objects[key]), EPOCH) for key in keys])
+        listing = self._objects.below(prefix)
+        return iter(listing if after is None else [info for info in listing if info.key > after])
 
     def upload(self, path: Path, key: str, *, expected: Digest | None = None) -> Digest:
         self._request()
@@ -85,16 +122,20 @@ class SimStore:
         return expected
 
     def _write(self, key: str, data: bytes) -> None:
-        self._world.writes += 1
-        self._world.objects[key] = data
+        self._world.wrote(key)
+        self._objects[key] = data
+        if key.startswith("claims/"):
+            self._world.claimed(key, data)
 
     def _request(self) -> None:
-        if self._process is None:
+        process = self._process
+        if process is None:
             return
-        if self._process.killed:
+        if process.killed:
             raise Killed
-        self._world.pause(self._process)
-        if self._take("lost request"):
+        process.wakes_at = self._world.now
+        process.pause()
+        if process.fault and self._take("lost request"):
             raise StoreUnavailable("the request did not arrive")
 
     def _answer(self) -> None:

@@ -32,12 +32,12 @@ class Counter:
     def __init__(self, world: "World", process: Process) -> None:
         self._world = world
         self._process = process
-        self.counts = torch.zeros(world.num_positions)
-        self._kept = self.counts.clone()
+        self.counts = [0.0] * world.num_positions
+        self._kept = self.counts.copy()
 
     def load(self, weights: Path, inner: Path | None) -> None:
         with TensorReader(weights) as reader:
-            self.counts = reader["counts"].clone()
+            self.counts = reader["counts"].tolist()
 
     def train(self, claim: Claim, learning_rate: Callable[[float, int], float]) -> Iterator[Step]:
         self._world.training_begins(claim)
@@ -50,15 +50,16 @@ class Counter:
             yield Step(loss=1.0, tokens=TOKENS // STEPS, learning_rate=learning_rate(part, 0), part=part)
 
     def keep(self) -> None:
-        self._kept = self.counts.clone()
+        self._kept = self.counts.copy()
 
     def write(self, path: Path, base: Path, encoding: Encoding) -> Digest:
         with TensorReader(base) as reader:
-            layouts = delta_layouts({"counts": tuple(self._kept.shape)}, encoding)
-            return write_tensors(path, layouts, encode_delta({"counts": self._kept}, reader, encoding))
+            kept = torch.tensor(self._kept)
+            layouts = delta_layouts({"counts": tuple(kept.shape)}, encoding)
+            return write_tensors(path, layouts, encode_delta({"counts": kept}, reader, encoding))
 
     def write_inner(self, path: Path) -> Digest:
-        return write_all(path, {"steps": self.counts})
+        return write_all(path, {"steps": torch.tensor(self.counts)})
 
     def memory_bytes(self) -> int:
         return 0

@@ -5,12 +5,13 @@ scheduler decides who goes on, who dies, who stands still for minutes, who is to
 is lost. After every turn the store's content must satisfy ``audit.Auditor``.
 """
 
+import functools
 import itertools
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,8 +29,9 @@ from metaflow_hf.train.tensors import write_all
 from metaflow_hf.train.worker import Plan, new_attempt
 
 from .audit import Auditor
+from .memory import MemoryPath
 from .processes import Killed, Process
-from .stores import SimStore
+from .stores import Objects, SimStore
 from .trainers import Counter, PoisonedRow
 
 TURN_SECONDS = 0.001
@@ -54,10 +56,10 @@ class World:
     """Processes over one store; a ``scheduler`` drives it turn by turn with ``play``."""
 
     scenario: Scenario
-    directory: Path
+    directory: Any = field(default_factory=MemoryPath)
     seed: int = 0
     step_seconds: Callable[[Process], float] = lambda process: 1.0
-    objects: dict[str, bytes] = field(default_factory=dict)
+    objects: Objects = field(default_factory=Objects)
     processes: list[Process] = field(default_factory=list)
     now: float = 0.0
     turns: int = 0
@@ -65,10 +67,12 @@ class World:
 
     def __post_init__(self) -> None:
         self._names = itertools.count()
+        self._alive: list[Process] = []
+        self._rounds_changed = False
         self._claims: dict[str, tuple[int, int]] = {}
         self._closed_at: dict[int, int] = {}
         self._patience = Patience(minimum=40, first_step=60)
-        self._rounds = RoundsConfig(encoding="fp32", seconds=self.scenario.round_seconds, claim_samples=1)
+        self._rounds = rounds_of(self.scenario.round_seconds)
         self.num_positions = self.scenario.num_positions
         self.auditor = Auditor(self.num_positions)
         path = self.directory / "initial"
@@ -87,32 +91,34 @@ class World:
         process = Process(f"w{next(self._names)}", slot, self._work)
         process.wakes_at = self.now
         self.processes.append(process)
+        self._alive.append(process)
         return process
 
     @property
-    def alive(self) -> list[Process]:
-        return [process for process in self.processes if not process.ended]
+    def alive(self) -> Sequence[Process]:
+        return self._alive
 
     def ready(self) -> list[Process]:
         """The processes that may go on; the clock moves to when the first one may."""
-        alive = self.alive
-        ready = [process for process in alive if process.wakes_at <= self.now]
-        if not ready and alive:
-            self.now = min(process.wakes_at for process in alive)
-            ready = [process for process in alive if process.wakes_at <= self.now]
+        now = self.now
+        ready = [process for process in self._alive if process.wakes_at <= now]
+        if not ready and self._alive:
+            self.now = min([process.wakes_at for process in self._alive])
+            return self.ready()
         return ready
 
     def turn(self, process: Process) -> None:
-        """Lets one process go on, looks at the store, and starts who failed again, as ``@retry`` does."""
+        """Lets one process go on, looks at the rounds, and starts who failed again, as ``@retry`` does."""
         self.turns += 1
         assert self.turns < MAX_TURNS, "no end in sight: the workers wait for each other for ever"
         self.now += TURN_SECONDS
-        writes = self.writes
         process.resume()
-        if self.writes != writes:
+        if self._rounds_changed:
+            self._rounds_changed = False
             self.auditor.look(self.objects)
             self._closed_at.setdefault(self.auditor.newest["round"], self.turns)
         if process.ended:
+            self._alive.remove(process)
             self._bury(process)
 
     def verdict(self) -> None:
@@ -126,6 +132,12 @@ class World:
     def pause(self, process: Process, seconds: float = 0.0) -> None:
         process.wakes_at = self.now + seconds
         process.pause()
+
+    def wrote(self, key: str) -> None:
+        """The store is about to change what stands under ``key``."""
+        self.writes += 1
+        if key.startswith("rounds/"):
+            self._rounds_changed = True
 
     def claimed(self, key: str, record: bytes) -> None:
         """The store took a claim."""
@@ -171,13 +183,13 @@ class World:
             ),
             lineage=Lineage(store),
             blocks=None,
-            order=ClaimOrder([self.num_positions], self.num_positions, 1, shuffle=False),
+            order=order_of(self.num_positions),
             trainer=Counter(self, process),
             heartbeat=Heartbeat(store, attempt, patience=self._patience, process=None, clock=clock),
             scratch=self.directory / process.name,
             attempt=attempt,
             rounds=self._rounds,
-            pace=Pace(first_pause=0.5, longest_pause=5.0),
+            pace=Pace(first_pause=2.0, longest_pause=20.0),
             rng=rng,
             stop=lambda: process.told_to_stop,
             clock=clock,
@@ -185,6 +197,16 @@ class World:
             outer_step=add_up,
             nonce=lambda: f"{rng.getrandbits(128):032x}",
         ).run()
+
+
+@functools.cache
+def rounds_of(seconds: float) -> RoundsConfig:
+    return RoundsConfig(encoding="fp32", seconds=seconds, claim_samples=1)
+
+
+@functools.cache
+def order_of(num_positions: int) -> ClaimOrder:
+    return ClaimOrder([num_positions], num_positions, 1, shuffle=False)
 
 
 def add_up(base, changes, tokens, momentum, /):

@@ -9,7 +9,6 @@ All of it decides only how long others wait. A worker that was given up in error
 and nothing else can happen.
 """
 
-import json
 import logging
 import os
 import time
@@ -20,7 +19,8 @@ from typing import Any, Final
 
 from metaflow_hf.errors import NotFound, StoreUnavailable
 from metaflow_hf.store.leases import Observer
-from metaflow_hf.store.objects import ObjectStore, encode_json
+from metaflow_hf.store.objects import ObjectStore
+from metaflow_hf.train.records import Record, decode
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -43,6 +43,16 @@ class Patience:
     interval: float = 2.0
 
 
+class Beat(Record, frozen=True, kw_only=True):
+    """One beat as it is stored: its owner may be silent for ``allowance_seconds`` from when it is first seen."""
+
+    attempt: str
+    beats: int
+    allowance_seconds: float
+    process: dict[str, Any] | None
+    task: str | None = None
+
+
 class Heartbeat:
     """The heartbeat of one attempt, written in passing by whoever reports progress."""
 
@@ -52,7 +62,7 @@ class Heartbeat:
         attempt: str,
         *,
         patience: Patience,
-        process: Mapping[str, Any] | None,
+        process: dict[str, Any] | None,
         task: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -111,15 +121,14 @@ class Heartbeat:
 
     def _beat(self, allowance: float) -> bytes:
         self._beats += 1
-        return encode_json(
-            {
-                "attempt": self._attempt,
-                "beats": self._beats,
-                "allowance_seconds": round(allowance, 3),
-                "process": self._process,
-                "task": self._task,
-            }
+        beat = Beat(
+            attempt=self._attempt,
+            beats=self._beats,
+            allowance_seconds=round(allowance, 3),
+            process=self._process,
+            task=self._task,
         )
+        return beat.encode()
 
     def _write(self, allowance: float) -> None:
         self._last_write = self._clock()
@@ -168,10 +177,10 @@ class Watch:
         if content is None:
             # Every claim comes after a first beat, so its owner has left.
             return True
-        beat = json.loads(content)
-        if beat["process"] is not None and self._is_gone(beat["process"]):
+        beat = decode(Beat, content, where=f"{self._store.uri}/heartbeats/{attempt}")
+        if beat.process is not None and self._is_gone(beat.process):
             return True
-        return still >= float(beat["allowance_seconds"]) * factor
+        return still >= beat.allowance_seconds * factor
 
     def moves(self, attempt: str) -> bool:
         """Whether this process has seen the heartbeat of ``attempt`` change."""

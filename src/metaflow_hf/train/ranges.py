@@ -20,13 +20,13 @@ class Positions:
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Self:
         """The set of the given numbers, in any order, repeated or not."""
-        return cls.from_ranges((number, number + 1) for number in numbers)
+        return cls.from_ranges([(number, number + 1) for number in numbers])
 
     @classmethod
     def from_ranges(cls, ranges: Iterable[Sequence[int]]) -> Self:
         """The union of ``[start, stop)`` pairs. Raises ``ValueError`` for a negative or reversed one."""
         merged: list[Range] = []
-        for start, stop in sorted((int(start), int(stop)) for start, stop in ranges):
+        for start, stop in sorted([(int(start), int(stop)) for start, stop in ranges]):
             if not 0 <= start <= stop:
                 raise ValueError(f"[{start}, {stop}) is no range of positions.")
             if start == stop:
@@ -38,7 +38,7 @@ class Positions:
         return cls(tuple(merged))
 
     def __len__(self) -> int:
-        return sum(stop - start for start, stop in self.ranges)
+        return sum([stop - start for start, stop in self.ranges])
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
@@ -52,10 +52,15 @@ class Positions:
         return index > 0 and number < self.ranges[index - 1][1]
 
     def __or__(self, other: Self) -> Self:
+        if not self.ranges or not other.ranges:
+            return self if self.ranges else other
         return type(self).from_ranges((*self.ranges, *other.ranges))
 
     def __sub__(self, other: Self) -> Self:
-        return type(self).from_ranges(_without(self.ranges, other.ranges))
+        if not self.ranges or not other.ranges:
+            return self
+        # What is left between holes is ascending and does not touch.
+        return type(self)(tuple(_without(self.ranges, other.ranges)))
 
     def __and__(self, other: Self) -> Self:
         return self - (self - other)

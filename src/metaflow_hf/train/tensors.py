@@ -16,6 +16,7 @@ from typing import Any, Final, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from metaflow_hf.errors import IntegrityError
@@ -31,8 +32,8 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
 }
 
 
-# Less than this is hashed sooner than a thread is told to.
-THREAD_BYTES: Final = 1 << 16
+# Less than this is hashed sooner than a thread is told to, and read sooner than mapped.
+SMALL_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +52,27 @@ class TensorReader:
     """The tensors of one file, mapped into memory and read when asked for; a context manager."""
 
     def __init__(self, path: Path) -> None:
+        self._small: dict[str, Tensor] | None = None
+        self._file: Any = None
         try:
-            self._file: Any = safe_open(str(path), framework="pt")
+            with path.open("rb", buffering=0) as file:
+                head = file.read(SMALL_BYTES)
+            if len(head) < SMALL_BYTES:
+                self._small = load(head)
+            else:
+                self._file = safe_open(str(path), framework="pt")
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{path.name} is not a readable safetensors file: {error}.") from error
-        self.names: frozenset[str] = frozenset(self._file.keys())
+        self.names: frozenset[str] = frozenset(self._file.keys() if self._small is None else self._small)
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor: Tensor = self._file.get_tensor(name) if self._small is None else self._small[name]
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, without reading it."""
+        """The shape of a tensor, without reading it from a mapped file."""
+        if self._small is not None:
+            return tuple(self._small[name].shape)
         return tuple(self._file.get_slice(name).get_shape())
 
     def __enter__(self) -> Self:
@@ -71,7 +81,8 @@ class TensorReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.__exit__(kind, error, trace)
+        if self._file is not None:
+            self._file.__exit__(kind, error, trace)
 
 
 class TensorWriter:
@@ -90,7 +101,7 @@ class TensorWriter:
         self._sha = hashlib.sha256()
         self._size = 0
         header = _header(self._due, layouts)
-        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+        self._hasher: ThreadPoolExecutor | None = None
         self._hashing: Future[None] | None = None
         self._file = path.open("wb")
         self._write(header)
@@ -131,7 +142,8 @@ class TensorWriter:
         self._stop()
 
     def _stop(self) -> None:
-        self._hasher.shutdown()
+        if self._hasher is not None:
+            self._hasher.shutdown()
         self._file.close()
 
     def _layout_of(self, name: str) -> Layout:
@@ -144,9 +156,11 @@ class TensorWriter:
         if self._hashing is not None:
             self._hashing.result()
             self._hashing = None
-        if view.nbytes < THREAD_BYTES:
+        if view.nbytes < SMALL_BYTES:
             self._sha.update(view)
         else:
+            if self._hasher is None:
+                self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
             self._hashing = self._hasher.submit(self._sha.update, view)
         self._file.write(view)
         self._size += view.nbytes
