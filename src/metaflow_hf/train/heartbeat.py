@@ -147,12 +147,12 @@ def give_up_earlier_attempts(store: ObjectStore, task: str) -> None:
     """
     for info in store.list("heartbeats"):
         try:
-            beat = json.loads(store.get(info.key))
+            beat = decode(Beat, store.get(info.key), where=f"{store.uri}/{info.key}")
         except NotFound:
             continue  # it has just left
-        if beat.get("task") == task:
+        if beat.task == task:
             store.delete(info.key)
-            logger.info(f"nobody waits for {beat['attempt']} any longer: {task} is tried again")
+            logger.info(f"nobody waits for {beat.attempt} any longer: {task} is tried again")
 
 
 class Watch:
