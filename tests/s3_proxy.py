@@ -16,7 +16,7 @@ class S3Proxy(ThreadingHTTPServer):
 
     ``drop`` carries out, but does not answer, so many PUT requests; ``slow_down`` answers so many requests with 503;
     ``may_list`` refuses listings of any other prefix, and tells 403 of objects that are missing, as S3 does to those who may
-    not list the whole bucket. ``who`` are the access keys and session tokens that came.
+    not list the whole bucket; ``lists_lag`` answers each listing as it was first answered. ``who`` are the access keys and session tokens that came.
     """
 
     daemon_threads = True
@@ -26,6 +26,8 @@ class S3Proxy(ThreadingHTTPServer):
         self.target = urlsplit(target)
         self.drop = self.slow_down = 0
         self.may_list: str | None = None
+        self.lists_lag = False
+        self.first_lists: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.who: set[tuple[str, str | None]] = set()
 
@@ -74,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
             return
+        if self.command == "GET" and "list-type=2" in self.path and status == 200:
+            first = self.server.first_lists.setdefault(self.path, content)
+            content = first if self.server.lists_lag else content
         if self.server.may_list is not None and status == 404 and self.command in ("GET", "HEAD"):
             status, content = 403, _ERROR.format(code="AccessDenied").encode()
         self._answer(status, answer.getheaders(), content)

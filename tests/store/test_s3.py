@@ -4,6 +4,8 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,8 +13,12 @@ import pytest
 from s3_proxy import S3Proxy
 
 from metaflow_hf.errors import NotFound, StoreUnavailable
-from metaflow_hf.store import open_store
+from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.names import Repo
+from metaflow_hf.hub.records import Pins, Resolved, RunContext
+from metaflow_hf.store import leases, open_store
 from metaflow_hf.store.blobs import hash_file
+from metaflow_hf.store.checkpoints import CheckpointTask, newest_checkpoint, save_checkpoint
 from metaflow_hf.store.collection import collect
 from metaflow_hf.store.models import load_directory, save_directory
 from metaflow_hf.store.node_cache import NodeCache
@@ -93,6 +99,35 @@ def test_nobody_needs_to_list_the_bucket_but_its_own_prefix(proxy: S3Proxy, s3_r
     proxy.may_list = "other/"
     with pytest.raises(StoreUnavailable, match=r"was refused.*list there"):
         store.get("no/such")
+
+
+def test_listings_that_lag_let_nobody_win_twice(proxy: S3Proxy, s3_root: str, tmp_path: Path):
+    store = open_store(s3_root)
+    model = tmp_path / "state"
+    model.write_text("1")
+    who = CheckpointTask(flow="F", run="1", step="s", task="2")
+    run = RunContext("F", "1", "s", "2", "user:me")
+    endpoint, repo = Endpoint.of("https://hub"), Repo.of("acme/model")
+    pins = Pins(store, run)
+    assert pins.get(endpoint, repo, "main") is None
+    with proxy_lag(proxy):
+        lease = leases.acquire(store, "leases/x", owner="a", ttl=60)
+        assert lease is not None
+        assert leases.acquire(store, "leases/x", owner="b", ttl=60) is None
+        versions = [save_checkpoint(store, model, who).version for _ in range(3)]
+        first, second = (Resolved(number * 40, False, datetime.now(UTC)) for number in "ab")
+        assert pins.add(endpoint, repo, "main", first).commit_hash == "a" * 40
+        assert pins.add(endpoint, repo, "main", second).commit_hash == "a" * 40
+    assert versions == [1, 2, 3]
+    assert newest_checkpoint(store, who, any_run=False).version == 3
+    lease.release()
+
+
+@contextmanager
+def proxy_lag(proxy: S3Proxy) -> Iterator[None]:
+    proxy.lists_lag = True
+    yield
+    proxy.lists_lag = False
 
 
 class _Metadata(BaseHTTPRequestHandler):

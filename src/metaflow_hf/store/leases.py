@@ -51,7 +51,7 @@ class Lease:
 
     def renew(self) -> None:
         """Moves the heartbeat once, and notices a higher term."""
-        if _newest_term(self._store, self.key) != self.term:
+        if _newest_term(self._store, self.key) > self.term:
             self._lost.set()
             return
         self._beats += 1
