@@ -80,6 +80,8 @@ def built(hub_server, context: Path, tmp_path_factory: pytest.TempPathFactory) -
                 place.chmod(0o755)
 
     here = {} if WHOLE else {"DEBIAN_PACKAGES": ""}
+    # pip reads "no" as that there is to be no isolation.
+    quick = {} if WHOLE else {"PIP_NO_BUILD_ISOLATION": "no"}
     build = Build(
         place,
         context,
@@ -89,6 +91,7 @@ def built(hub_server, context: Path, tmp_path_factory: pytest.TempPathFactory) -
             for name, value in os.environ.items()
             if name.startswith("PIP_") and name != "PIP_USER"
         }
+        | quick
         | {"HF_HUB_DISABLE_XET": "1", "PIP_RETRIES": "1", "NO_PROXY": "127.0.0.1"},
         secrets={"HF_TOKEN": TOKEN},
         hide=[ROOT.parent],
