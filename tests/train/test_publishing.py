@@ -1,8 +1,10 @@
 """Models on the hub: pushed with a card, loaded back by plain transformers."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub
+import msgspec
 import pytest
 from huggingface_hub import ModelCard
 from metaflow._vendor.click.testing import CliRunner
@@ -16,6 +18,7 @@ from metaflow_hf.store import configured_store, datastore
 from metaflow_hf.train import publishing
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.publishing import publish
+from metaflow_hf.train.records import Round
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
@@ -160,3 +163,50 @@ def test_text_of_others_is_no_markup():
     assert "| run | `` F/1 \\| `boom` `` |" in card
     assert "| perplexity | `a \\| b` | 99 | **12.35** |" in card
     assert "base_model" not in ModelCard(card).data.to_dict()
+
+
+def test_from_a_model_back_to_commits_data_chunks_and_rounds(here):
+    _, reference = here
+    shown = CliRunner(mix_stderr=False).invoke(
+        hf, ["models", "show", reference["key"], "--lineage", "--json"]
+    )
+    assert shown.exit_code == 0, shown.stderr
+    [found] = json.loads(shown.stdout)
+    assert found["digest"] == reference["digest"]
+    assert found["run"] == "F/1"
+    assert found["sources"]["model"] == "acme/tiny"
+    assert found["sources"]["model_commit"] == "c" * 40
+    assert found["positions"] == [[0, 10]]
+    assert (found["chunks_done"], found["chunks_total"]) == (5, 5)
+    assert sum(one["tokens"] for one in found["rounds"]) == found["tokens"] == reference["metadata"]["tokens"]
+    assert [one["round"] for one in found["rounds"]] == list(range(1, reference["metadata"]["rounds"] + 1))
+    assert found["figures"]["after"]["loss"] < found["figures"]["before"]["loss"]
+    manifest = json.loads(configured_store().get(f"training/{found['lineage']}/spec.json"))
+    assert found["dataset"] == manifest["dataset"]
+
+    text = CliRunner().invoke(hf, ["models", "show", reference["key"], "--lineage"]).output
+    assert "acme/tiny @ cccccccccccc" in text
+    assert "5 of 5 are in the model" in text
+
+
+def test_a_model_that_was_trained_from_a_model_names_both(here, model_dir):
+    from metaflow_hf.store.models import save_directory
+    from metaflow_hf.train.lineage import Lineage
+    from metaflow_hf.train.provenance import provenance
+
+    _, first = here
+    store = configured_store()
+    spec = Lineage(store.child("training/F-1")).spec()
+    sources = {**spec.sources, "model": "F/1", "model_key": first["key"]}
+    child = Lineage(store.child("training/child"))
+    child.create_spec(msgspec.structs.replace(spec, lineage="child", sources=sources))
+    child.create_round(Round(nonce="n", round=0, parent=None, weights=spec.initial_weights))
+    metadata = {"lineage": "child", "rounds": 0, "tokens": 0}
+    second = save_directory(store, model_dir, flow="G", run="1", step="s", task="2", metadata=metadata)
+    chain = list(provenance(store, second.to_json()))
+    assert [one.key for one in chain] == [second.key, first["key"]]
+    assert chain[0].positions == ()
+    # The lineage of the first is collected and gone: what the model itself says is left.
+    alone = {**first, "metadata": {**first["metadata"], "lineage": "no-more"}}
+    [found] = provenance(store, alone)
+    assert (found.sources["model"], found.rounds) == ("acme/tiny", ())

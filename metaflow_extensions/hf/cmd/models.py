@@ -50,17 +50,23 @@ def list_models(flow: str | None, as_json: bool) -> None:
 
 
 @command.command(
-    short_help="The files of a model.", help="Show what a key holds: its metadata and its files."
+    short_help="The files of a model, or where it is from.",
+    help="Show what a key holds: its metadata and its files. With --lineage: which repositories at which commits, which "
+    "dataset, chunks and rounds made it, back to the first model; KEY may be a run (TrainFlow/17) or a flow then.",
 )
 @click.argument("key")
+@click.option("--lineage", is_flag=True, help="Where the model is from.")
 @json_option
 @explained
-def show(key: str, as_json: bool) -> None:
+def show(key: str, lineage: bool, as_json: bool) -> None:
     """What it is, and its files."""
     from metaflow_hf.hub.progress import format_bytes
     from metaflow_hf.store import configured_store
     from metaflow_hf.store.models import find_manifest
 
+    if lineage:
+        _show_lineage(key, as_json=as_json)
+        return
     _, manifest = find_manifest(configured_store(), key)
     if as_json:
         files = [file.to_json() for file in manifest.files]
@@ -70,6 +76,24 @@ def show(key: str, as_json: bool) -> None:
         click.echo(printable(f"{name}: {value if isinstance(value, str) else json.dumps(value)}"))
     rows = [(format_bytes(file.size), file.sha256[:12], file.path) for file in manifest.files]
     print_table((">SIZE", "SHA256", "FILE"), rows, empty="no files")
+
+
+def _show_lineage(name: str, *, as_json: bool) -> None:
+    from metaflow_extensions.hf.trained import find_model
+    from metaflow_hf.store import configured_store
+    from metaflow_hf.train.provenance import provenance
+
+    from .lineage_text import provenance_lines
+
+    found = list(provenance(configured_store(), find_model(name)))
+    if as_json:
+        print_json([one.to_json() for one in found])
+        return
+    for number, one in enumerate(found):
+        if number:
+            click.echo("\ntrained from\n")
+        for line in provenance_lines(one):
+            click.echo(printable(line))
 
 
 @command.command(

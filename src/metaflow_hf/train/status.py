@@ -128,7 +128,7 @@ def lineage_status(
     model = exported_model(lineage)
     planned = _planned_tokens(spec, manifest)
     pace = tokens_per_second(closed)
-    chunks = (None, None) if order is None else _chunks(order, Positions.from_ranges(manifest.done))
+    chunks = (None, None) if order is None else count_chunks(order, Positions.from_ranges(manifest.done))
     return LineageStatus(
         lineage=name,
         state="exported" if model else "final" if manifest.final else "open",
@@ -235,7 +235,7 @@ def _eta(manifest: Round, planned: int | None, pace: float | None) -> float | No
     return None if planned is None or pace is None else max(planned - manifest.tokens, 0) / pace
 
 
-def _chunks(order: ClaimOrder, done: Positions) -> tuple[int, int]:
+def count_chunks(order: ClaimOrder, done: Positions) -> tuple[int, int]:
     """Chunks of which every position is done, and all chunks, over all epochs."""
     starts = [start for start, _ in done.ranges]
     finished = total = position = 0
