@@ -33,3 +33,27 @@ def find_model(name: str) -> dict[str, Any]:
     finally:
         namespace(before)
     return dict(reference)
+
+
+def heldout_texts(reference: dict[str, Any]) -> list[Any]:
+    """What the training of a model held out: texts and conversations that it was not trained on.
+
+    Raises ``SelectionError`` for a model whose run is not there any more, or trained nothing.
+    """
+    from metaflow import Run, get_namespace, namespace
+    from metaflow.exception import MetaflowException
+
+    from metaflow_hf.train.job import TrainingJob
+
+    run = "/".join(str(reference.get("pathspec", "")).split("/")[:2])
+    before = get_namespace()
+    namespace(None)
+    try:
+        job = TrainingJob.from_json(Run(run).data.job)
+    except (MetaflowException, AttributeError) as error:
+        raise SelectionError(
+            f"the run {run!r} of {reference['key']} does not say what it held out: give texts to measure on (--text)."
+        ) from error
+    finally:
+        namespace(before)
+    return job.heldout_texts()

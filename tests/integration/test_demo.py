@@ -137,6 +137,52 @@ def test_another_flow_generates_with_it(demo: Demo, readme):
     assert 1 < perplexity < 1_000
 
 
+def test_another_flow_compares_models_side_by_side(demo: Demo):
+    run = f"TrainFlow/{demo.run_id}"
+    output = demo.shell.succeed(
+        ROOT / "flows/evaluate_flow.py", "run", "--models", f"{run},{demo.reference['key']}", timeout=200
+    )
+    rows = [line.partition("│ ")[2].split() for line in output.splitlines() if "│   " in line]
+    figures = {row[0]: row[1:] for row in rows[1:]}
+    # One model by two names, measured on what its own training held out.
+    assert figures[run] == figures[demo.reference["key"]]
+    assert float(figures[run][1]) == pytest.approx(demo.figure("after training")[0], abs=0.002)
+
+
+def test_the_notebook_runs_and_shows_what_it_promises(demo: Demo):
+    notebook = json.loads((ROOT / "docs/from_run_to_model.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell.get("outputs") for cell in notebook["cells"])
+    elsewhere = Shell(demo.shell.directory.parent / "notebook", demo.shell.environment)
+    elsewhere.directory.mkdir()
+    # As a kernel does it: one namespace, the value of a cell's last expression is shown.
+    code = (
+        "import ast, sys\n"
+        f"cells = {cells!r}\n"
+        "space = {'__name__': '__main__'}\n"
+        "for cell in cells:\n"
+        "    tree = ast.parse(cell)\n"
+        "    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None\n"
+        "    exec(compile(tree, 'cell', 'exec'), space)\n"
+        "    if last is not None:\n"
+        "        print(eval(compile(ast.Expression(last.value), 'cell', 'eval'), space))\n"
+    )
+    output = elsewhere.succeed("-c", code, timeout=200)
+    assert f"TrainFlow/{demo.run_id}" in output
+    assert demo.reference["key"] in output
+    assert "after training" in output
+    assert "metaflow-hf/tiny-llama" in output
+
+
+def test_where_the_demo_model_is_from(demo: Demo):
+    output = demo.shell.succeed(
+        "-m", "metaflow.cmd.main_cli", "hf", "models", "show", f"TrainFlow/{demo.run_id}", "--lineage"
+    )
+    assert "metaflow-hf/tiny-llama @ " in output
+    assert "hf://metaflow-hf/python-docs @ " in output
+    assert re.search(r"rounds +\d+, \d+ contributions of 2 workers", output)
+
+
 def test_the_second_run_downloads_nothing(demo: Demo, check_lineage):
     assert "Downloaded metaflow-hf/tiny-llama" in demo.output
     blobs = sorted((demo.store / "datasets").rglob("*.jsonl"))

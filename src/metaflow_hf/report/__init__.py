@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metaflow_hf.report.baselines import UnigramModel, xz_bits_per_byte
     from metaflow_hf.report.card import training_page
+    from metaflow_hf.report.comparing import Compared, comparison_page, comparison_text
     from metaflow_hf.report.listeners import fan_out
     from metaflow_hf.report.live import LivePage
     from metaflow_hf.report.metrics import MetricsFile, merge_events, parse_events, read_events
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from metaflow_hf.report.trackers import open_tracker
 
 _MODULES = {
+    "Compared": "comparing",
     "LivePage": "live",
     "MetricsFile": "metrics",
     "Outcome": "outcome",
@@ -26,6 +28,8 @@ _MODULES = {
     "ProgressLines": "progress",
     "UnigramModel": "baselines",
     "WorstRow": "outcome",
+    "comparison_page": "comparing",
+    "comparison_text": "comparing",
     "fan_out": "listeners",
     "merge_events": "metrics",
     "open_tracker": "trackers",
@@ -39,6 +43,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "Compared",
     "LivePage",
     "MetricsFile",
     "Outcome",
@@ -46,6 +51,8 @@ __all__ = [
     "ProgressLines",
     "UnigramModel",
     "WorstRow",
+    "comparison_page",
+    "comparison_text",
     "fan_out",
     "merge_events",
     "open_tracker",

@@ -38,7 +38,7 @@ def plan_text(plan: Plan) -> str:
     """The plan as a block of aligned lines; what is not known is left out."""
     lines = _aligned([(label, value) for label, value in plan_rows(plan) if value])
     notes = [textwrap.fill(f"note: {plain(note)}", _WIDTH, subsequent_indent="      ") for note in plan.notes]
-    return "\n".join(["Plan", *_indented([*lines, *notes])])
+    return "\n".join(["Plan", *indented([*lines, *notes])])
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -108,7 +108,7 @@ def summary_text(outcome: Outcome) -> str:
         ("Samples", _samples_lines(outcome)),
         ("Model", _model(outcome)),
     ]
-    return "\n\n".join("\n".join([title, *_indented(lines)]) for title, lines in sections if lines)
+    return "\n\n".join("\n".join([title, *indented(lines)]) for title, lines in sections if lines)
 
 
 def _result(outcome: Outcome) -> list[str]:
@@ -173,7 +173,7 @@ def evaluation_lines(outcome: Outcome) -> list[str]:
     if not rows:
         return []
     size = heldout_size(outcome)
-    table = _columns([EVALUATION_HEADERS, *rows])
+    table = columns([EVALUATION_HEADERS, *rows])
     return [*table, f"measured on {size} that no worker trained on"] if size else table
 
 
@@ -200,8 +200,8 @@ def _model(outcome: Outcome) -> list[str]:
     lines: list[str] = []
     if outcome.model is not None:
         reference = json.dumps(outcome.model, indent=2, ensure_ascii=False).splitlines()
-        lines += ["reference", *_indented(reference), "load it, wherever this datastore is configured, by"]
-        lines += _indented(load_snippet(outcome).splitlines())
+        lines += ["reference", *indented(reference), "load it, wherever this datastore is configured, by"]
+        lines += indented(load_snippet(outcome).splitlines())
     if outcome.card:
         lines.append(f"card  {plain(outcome.card)}")
     return lines
@@ -212,7 +212,8 @@ def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{label:<{width}}  {value}" for label, value in rows]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as aligned lines; the first column stands left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
@@ -223,5 +224,6 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _indented(lines: Sequence[str]) -> list[str]:
+def indented(lines: Sequence[str]) -> list[str]:
+    """The lines two spaces to the right; empty ones stay empty."""
     return [f"  {line}" if line else "" for line in lines]

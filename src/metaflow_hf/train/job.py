@@ -303,6 +303,15 @@ class TrainingJob:
         store_results(self._lineage_store(), outcome, events)
         return outcome
 
+    def heldout_texts(self) -> list[Any]:
+        """Texts and conversations that no worker trains, as ``evaluate`` measures them."""
+        from metaflow_hf.train.heldout import measured_rows
+
+        with ExitStack() as stack:
+            training = stack.enter_context(self._open(self.training))
+            heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
+            return [row.value for row in measured_rows(training, heldout, self.config)]
+
     def publish(self, model: Mapping[str, Any], *, write: Callable[[str], None]) -> "Publication | None":
         """Pushes the model to ``publish.repo_id``, with a model card; ``None`` where that is not configured."""
         settings = self.config.publish
