@@ -5,7 +5,7 @@
 Each mode runs in a process of its own, at each length. The peak is the resident set above weights and
 gradients, which is only measurable when freed tensors go back to the system (MALLOC_MMAP_THRESHOLD_, set for
 the child); the seconds are those of one core's CPU. Ratios are to gradient checkpointing with a blocked loss.
-All figures of one table are from one machine; `--save` keeps rows, `--merge` prints those of several calls
+All figures of one table are from one machine; `--save` adds each row to a file, `--merge` prints those of several calls
 as one table. On a GPU: tests/bench/rollout_gpu.py.
 
 The model: 50 M parameters (12 layers, 8 query and 2 key heads, hidden 512, vocabulary 32,000), fp32.
@@ -23,6 +23,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ def main() -> None:
     parser.add_argument("--lengths", default="2048,4096")
     parser.add_argument("--modes", default=",".join(RIVALS + OURS))
     parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once, one core each")
     parser.add_argument("--save", type=Path)
     parser.add_argument("--merge", type=Path, nargs="+")
+    parser.add_argument("--plot", type=Path, help="an SVG of the peaks")
     parser.add_argument("--child", nargs=2, metavar=("MODE", "LENGTH"))
     arguments = parser.parse_args()
     if arguments.child:
@@ -50,24 +53,33 @@ def main() -> None:
         print(json.dumps(measure(mode, int(length), arguments.layers)))
         return
     if arguments.merge:
-        rows = [row for path in arguments.merge for row in json.loads(path.read_text())]
+        rows = [json.loads(line) for path in arguments.merge for line in path.read_text().splitlines()]
     else:
         lengths = [int(length) for length in arguments.lengths.split(",")]
-        rows = [
-            in_own_process(mode, n, arguments.layers) for n in lengths for mode in arguments.modes.split(",")
-        ]
-    if arguments.save:
-        arguments.save.write_text(json.dumps(rows))
+        cases = [(mode, n, arguments.layers) for n in lengths for mode in arguments.modes.split(",")]
+        with ThreadPoolExecutor(arguments.jobs) as pool:
+            rows = list(pool.map(lambda case: in_own_process(*case, arguments.save), cases))
     report(rows)
+    if arguments.plot:
+        from parts.memory_plot import draw
+
+        peaks = [{"mode": r["mode"], "length": r["length"], "peak": r["mib"]} for r in rows]
+        draw(
+            peaks, arguments.plot, unit="MiB", title="Peak memory of one training step, 50 M parameters, fp32"
+        )
 
 
-def in_own_process(mode: str, length: int, layers: int) -> dict[str, Any]:
+def in_own_process(mode: str, length: int, layers: int, save: Path | None) -> dict[str, Any]:
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, "--layers", str(layers), "--child", mode, str(length)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{mode}: {done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    row = done.stdout.splitlines()[-1]
+    if save:
+        with save.open("a") as lines:
+            lines.write(row + "\n")
+    return json.loads(row)
 
 
 def report(rows: list[dict[str, Any]]) -> None:

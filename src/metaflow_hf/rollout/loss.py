@@ -42,14 +42,13 @@ def head_loss_sum(
     hidden [B, C, H], targets [B, C]. Ignored positions are left out before the head, which is most of a
     sequence whose prompt is not trained on. A plain linear head with the default loss goes through torch's
     `linear_cross_entropy`, which finds the gradients along with the loss; other heads and losses compute a
-    block's logits (at most 32 MiB, 256 MiB on an accelerator) again for its backward pass.
+    block's logits (at most 16 MiB, 256 MiB on an accelerator) again for its backward pass.
     """
     counted = targets != ignore_index
     rows, labels = hidden[counted], targets[counted]
     if not len(labels):
         return hidden[:, :0].sum()
-    bytes_per_row = _vocabulary(head) * 4
-    block = max(_BLOCK_BYTES.get(hidden.device.type, _ACCELERATOR_BLOCK_BYTES) // bytes_per_row, 1)
+    block = max(logits_block_bytes(hidden.device) // (_vocabulary(head) * 4), 1)
     if ce_loss_fn is None and _is_plain_linear(head, hidden):
         return _linear_cross_entropy_sum(head, rows, labels, block)
 
@@ -62,6 +61,11 @@ def head_loss_sum(
     if not torch.is_grad_enabled():
         return torch.stack([block_loss(*block) for block in blocks]).sum()
     return torch.stack([checkpoint(block_loss, *block, use_reentrant=False) for block in blocks]).sum()
+
+
+def logits_block_bytes(device: torch.device) -> int:
+    """The most that the logits of one block take."""
+    return _BLOCK_BYTES.get(device.type, _ACCELERATOR_BLOCK_BYTES)
 
 
 def _linear_cross_entropy_sum(head: Any, rows: Tensor, labels: Tensor, block: int) -> Tensor:

@@ -57,7 +57,7 @@ class Gradients:
         loss, _ = chunked_segment_rollout(
             self._model,
             {name: value for name, value in inputs.items() if isinstance(value, Tensor)},
-            chunk_size=self._token_chunk,
+            chunk_size=self._fitting_chunk(inputs["input_ids"]),
             gradient=self._rollout.gradient,
             use_cpu_offload=self._rollout.use_cpu_offload,
             gradient_checkpointing=self._rollout.gradient_checkpointing,
@@ -90,6 +90,27 @@ class Gradients:
         on_gpu = self._device.type == "cuda"
         memory = torch.cuda.get_device_properties(self._device).total_memory if on_gpu else None
         return token_chunk_size(memory, exact=self._rollout.gradient == "exact")
+
+    def _fitting_chunk(self, input_ids: Tensor) -> int:
+        """With ``auto`` on a GPU what its free memory allows; exact gradients do not depend on it."""
+        if (
+            self._rollout.chunk_size != "auto"
+            or self._rollout.gradient != "exact"
+            or self._device.type != "cuda"
+        ):
+            return self._token_chunk
+        return self._sizer.tokens(*input_ids.shape)
+
+    @cached_property
+    def _sizer(self) -> Any:
+        from metaflow_hf.rollout.memory import ChunkSizer
+
+        return ChunkSizer(
+            self._model,
+            exact=True,
+            use_cpu_offload=self._rollout.use_cpu_offload,
+            gradient_checkpointing=self._rollout.gradient_checkpointing,
+        )
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.dtype == torch.float32:
