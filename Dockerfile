@@ -22,7 +22,7 @@ RUN python -m venv /opt/venv
 COPY constraints.txt ./
 # By itself, since it is the largest and changes least.
 RUN pip install --constraint constraints.txt --extra-index-url "${TORCH_INDEX}/${TORCH}" torch
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY src src
 COPY metaflow_extensions metaflow_extensions
 COPY flows flows

@@ -5,6 +5,7 @@
 # make soak   what the suite does to the rounds for minutes, for hours
 # make images what the images and services of Dockerfile and compose.yaml do, without a container engine
 # make servers  the store on servers of other people: S3 and Azure
+# make metaflow-tests METAFLOW=DIR   Metaflow's own unit tests, of a checkout, with this extension and without: no difference
 # make zoo    every causal language model of transformers through the rollout: exact, or refused by name
 # make clean  forget the environment and everything that was made here
 #
@@ -21,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.
 export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
 
-.PHONY: demo test check bench soak zoo images servers clean
+.PHONY: demo test check bench soak zoo images servers metaflow-tests clean
 .DEFAULT_GOAL := demo
 
 demo: $(call MARK,base)
@@ -53,6 +54,20 @@ servers: $(call MARK,dev)
 
 zoo: $(call MARK,dev)
 	cd tests && ../$(BIN)/python -m zoo
+
+# The same tests by the same tools in two environments, of which one has this extension; their outcomes are compared.
+metaflow-tests: $(call MARK,dev)
+	@test -d '$(METAFLOW)/test/unit' || { echo "Say where Metaflow's source is: git clone --branch 2.19.39 https://github.com/Netflix/metaflow DIR, then make metaflow-tests METAFLOW=DIR" >&2; exit 1; }
+	@for kind in without with; do \
+	  $(PYTHON) -m venv --clear build/$$kind && \
+	  build/$$kind/bin/python -m pip install --quiet --constraint constraints.txt metaflow boto3 kubernetes pytest pytest-mock pytest-timeout || exit 1; \
+	done
+	@build/with/bin/python -m pip install --quiet --no-deps .
+	@for kind in without with; do \
+	  (cd '$(METAFLOW)' && METAFLOW_USER=tester $(CURDIR)/build/$$kind/bin/python -m pytest -p no:cacheprovider --timeout 300 -q -rA test/unit) \
+	    | sed -nE 's/^(PASSED|FAILED|ERROR|XFAIL) ([^ ]+).*/\1 \2/p' | sort >build/$$kind.txt; \
+	done
+	@test -s build/without.txt && diff build/without.txt build/with.txt && wc -l <build/with.txt
 
 clean:
 	rm -rf $(VENV) build dist .metaflow .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

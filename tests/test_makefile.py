@@ -18,7 +18,7 @@ def checkout(tmp_path: Path) -> Path:
     """The Makefile beside what it depends on, without an environment."""
     place = tmp_path / "checkout"
     place.mkdir()
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, place / name)
     return place
 

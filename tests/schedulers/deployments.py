@@ -43,6 +43,9 @@ class Deployments:
             "METAFLOW_KUBERNETES_CONTAINER_IMAGE": "registry/metaflow-hf",
             "METAFLOW_BATCH_CONTAINER_IMAGE": "registry/metaflow-hf",
             "METAFLOW_KUBERNETES_SANDBOX_INIT_SCRIPT": LET_TASKS_END,
+            "METAFLOW_ARGO_EVENTS_EVENT": "metaflow-event",
+            "METAFLOW_ARGO_EVENTS_EVENT_SOURCE": "argo-events-webhook",
+            "METAFLOW_ARGO_EVENTS_SERVICE_ACCOUNT": "operate-workflow-sa",
         }
 
     def run(self, flow: Path, *arguments: str, python: str = sys.executable) -> tuple[int, str]:

@@ -1,6 +1,8 @@
-"""Hours of what the test suite does for minutes: random schedules in the simulation, then kills of real processes.
+"""Hours of what the test suite does for minutes: random schedules in the simulation, then kills of real processes, then
+trainings on schedulers whose containers are hurt.
 
-    make soak                                     100,000 schedules, every pair of context switches, 1,000 faults
+    make soak                                     100,000 schedules, every pair of context switches, 1,000 faults,
+                                                  10 trainings on each scheduler
     python -m soak --schedules 0 --faults 50 --seed 7 --s3      (in tests/)
 
 Ends with the first run that breaks an invariant, and says how to repeat it.
@@ -22,6 +24,7 @@ from s3_server import running_s3_server
 from simulation.schedules import in_a_world, pair_schedules, play_random
 from simulation.world import Scenario
 
+from . import deployments
 from .chaos import Chaos
 from .contents import Bucket, Directory
 from .recompute import RecomputingAuditor
@@ -40,6 +43,7 @@ def main() -> None:
         "--pairs", type=int, default=1, metavar="N", help="each N-th pair of switches; 0: none"
     )
     parser.add_argument("--faults", type=int, default=1_000, help="signals sent to real processes")
+    parser.add_argument("--deployments", type=int, default=10, help="trainings on each scheduler")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument(
         "--s3", action="store_true", help="real processes on S3 only; else in turns with a disk"
@@ -54,6 +58,13 @@ def main() -> None:
             played = sum(pool.map(_pairs_part, [(arguments.pairs, part) for part in range(16)]))
             print(f"{played:,} pairs of context switches")
     _real_processes(arguments)
+    for number in range(arguments.deployments):
+        seed = arguments.seed + number
+        try:
+            done = deployments.soak(seed)
+        except BaseException as error:
+            raise AssertionError(f"deployments with seed {seed}: {error}") from error
+        print(f"trainings on both schedulers, seed {seed}: {dict(done)}", flush=True)
 
 
 def _quiet() -> None:
