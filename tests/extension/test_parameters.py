@@ -1,7 +1,9 @@
 """What a parameter of a flow may hold."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from metaflow._vendor import click
@@ -100,3 +102,11 @@ def test_a_configuration_is_checked_as_parameters_are():
     for text in ("model: {repo_id: $(id)}", "model: {revision: a;b}", "data: {dataset: hf://a/`id`}"):
         with pytest.raises(Failure, match="is not"):
             parameters.parse_config(text)
+
+
+def test_the_example_of_the_documents():
+    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text("utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert isinstance(names["MyFlow"].repo_id.kwargs["type"], parameters.CheckedText)
