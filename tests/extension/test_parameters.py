@@ -109,4 +109,5 @@ def test_the_example_of_the_documents():
     [block] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(block, names)
+    names["MyFlow"].repo_id.init()
     assert isinstance(names["MyFlow"].repo_id.kwargs["type"], parameters.CheckedText)
