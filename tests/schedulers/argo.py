@@ -1,5 +1,6 @@
 """Runs a workflow template as Argo Workflows does, as far as Metaflow makes use of it: DAGs of containers and of other
-DAGs, `withParam`, parameters and expressions in double braces, retries, deadlines. What it does not know is an error.
+DAGs, `withParam`, parameters and expressions in double braces, retries, deadlines. What it does not know is an error;
+hooks at the end of a workflow, which report errors, are left out.
 
 https://argo-workflows.readthedocs.io/en/latest/fields/ and …/variables/
 """

@@ -20,6 +20,8 @@ from metaflow_hf.demo.server import HubServer
 ROOT = Path(__file__).parents[3]
 FLOWS = ROOT / "flows"
 TRAIN = FLOWS / "train_flow.py"
+# Uses nothing of this project.
+PLAIN = Path(__file__).parent / "flows" / "plain_flow.py"
 
 
 @pytest.fixture(scope="session")
@@ -38,6 +40,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
     """What this project requires, without the project: it comes with the code package."""
     require_namespaces()
     return Image.with_our_requirements(tmp_path_factory.mktemp("image") / "python")
+
+
+@pytest.fixture(scope="session")
+def bare_image(tmp_path_factory) -> Image:
+    """An image of any kind, in which Metaflow installs what it needs itself."""
+    require_namespaces()
+    return Image.build(tmp_path_factory.mktemp("bare") / "python")
 
 
 @pytest.fixture

@@ -23,18 +23,10 @@ from metaflow_extensions.hf.requirements import (
     requirements_of,
 )
 
-from .conftest import FLOWS, ROOT
+from .conftest import FLOWS, PLAIN, ROOT
 
 pytestmark = pytest.mark.timeout(400)
 OURS = ("metaflow_hf/", "metaflow_extensions/")
-PLAIN = Path(__file__).parent / "flows" / "plain_flow.py"
-
-
-@pytest.fixture(scope="session")
-def bare_image(tmp_path_factory) -> Image:
-    """An image of any kind, in which Metaflow installs what it needs itself."""
-    require_namespaces()
-    return Image.build(tmp_path_factory.mktemp("bare") / "python")
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ class PlainFlow(FlowSpec):
 
     @step
     def join(self, inputs):
+        print("order", [branch.squared for branch in inputs])
         print("squares", sorted(branch.squared for branch in inputs), self.config.words)
         self.next(self.end)
 
