@@ -253,7 +253,10 @@ def _environment(root: Path, name: str) -> str:
     python = place / "bin" / "python"
     if not (place / "complete").exists():
         venv.create(place, clear=True, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "--quiet", name], check=True)
+        # The versions that the project has itself, a PyTorch without a GPU's libraries among them.
+        pins = Path(__file__).parents[2] / "constraints.txt"
+        command = [python, "-m", "pip", "install", "--quiet", "--constraint", pins, name]
+        subprocess.run(command, check=True)
         (place / "complete").touch()
     return str(python)
 

@@ -85,6 +85,12 @@ def _bench_writer(directory: Path, raw: Path, repeats: int) -> None:
             for row in rows:
                 writer.write(row)
 
+    def write_many() -> None:
+        shutil.rmtree(directory / "written", ignore_errors=True)
+        with StreamingBlockWriter(directory / "written", "bench", 100_000) as writer:
+            for start in range(0, len(rows), 1_000):
+                writer.write_many(rows[start : start + 1_000])
+
     def plain() -> None:
         offsets, at = [], 0
         with (directory / "plain.jsonl").open("wb") as file:
@@ -96,7 +102,9 @@ def _bench_writer(directory: Path, raw: Path, repeats: int) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    _report("rows of Python -> blocks, against orjson with offsets", *_in_turns(repeats, write, plain))
+    one, many, orjson_ = _in_turns(repeats, write, write_many, plain)
+    _report("rows of Python -> blocks one by one, against orjson with offsets", one, orjson_)
+    _report("rows of Python -> blocks by the thousand, against orjson with offsets", many, orjson_)
 
 
 def _bench_processes(directory: Path, raw: Path, repeats: int, num_proc: int) -> None:

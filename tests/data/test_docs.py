@@ -66,7 +66,7 @@ def run(code: str, trained: list[list[int]], *, stop_after: int = 100) -> None:
 
 def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
     torch.set_num_threads(1)
-    (code,) = blocks_of("python")
+    _, code = blocks_of("python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     first: list[list[int]] = []
     run(code, first, stop_after=4)
@@ -94,6 +94,14 @@ def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
         tokenizer.eos_token
     )
     assert sorted(texts[:-1]) == sorted(ROWS)
+
+
+def test_rows_of_ones_own_become_blocks(place):
+    code, _ = blocks_of("python")
+    exec(code, {})
+    with BlockManager("mine") as blocks:
+        assert blocks.manifest.total_samples == 4_999
+        assert blocks.get_chunk(0, 0)[1] == "row 2"
 
 
 def test_its_configuration_is_valid():

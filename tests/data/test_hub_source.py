@@ -14,6 +14,7 @@ from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.build import plan_dataset, write_dataset
 from metaflow_hf.data.sources import open_source
 from metaflow_hf.data.sources.hub import HubLocation
+from metaflow_hf.data.sources.layout import layout_of_files
 from metaflow_hf.demo import fixture_datasets as given
 from metaflow_hf.demo.content import HubContent
 from metaflow_hf.demo.fixtures import OWNER, fixture_content
@@ -277,3 +278,13 @@ def test_nothing_but_the_rows_themselves_is_downloaded_twice(hub, tmp_path):
 def test_locations(text, parts):
     location = HubLocation.parse(text)
     assert (location.repo_id, location.config, location.split, location.revision) == parts
+
+
+@pytest.mark.parametrize(
+    "name", ["train.tar", "train-0.tar.gz", "train.xml", "train.hdf5", "data/train.webp"]
+)
+def test_files_without_rows_of_text_are_refused_with_what_to_do(name):
+    with pytest.raises(SelectionError, match="has no files with rows") as refused:
+        layout_of_files([name, "README.md"], None, None, None, where="hf://org/name")
+    for named in (name, ".parquet", "hf://org/name@refs/convert/parquet", "save_to_disk"):
+        assert named in str(refused.value)

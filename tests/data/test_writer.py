@@ -10,7 +10,7 @@ from metaflow_hf.data import StreamingBlockWriter, build_blocks, process_raw_dat
 from metaflow_hf.data.build import plan_dataset, write_dataset
 from metaflow_hf.data.records import encode, read_commit, read_manifest
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.errors import ConfigError, DatasetMismatch, UserError
+from metaflow_hf.errors import BadRowError, ConfigError, DatasetMismatch, UserError
 from metaflow_hf.store import open_store
 
 
@@ -330,3 +330,49 @@ def test_manifest_of_a_growing_dataset_is_the_file_plus_later_commits(tmp_path, 
     )
     store.put("block_manifest.json", encode(older))
     assert read_manifest(store) == whole
+
+
+ODD_ROWS = [
+    {"text": "None beside text", "n": None},
+    {"text": None},
+    {"text": " \n"},
+    {"text": "\u2028"},
+    {"text": "a\nb\u0085", "n": 1.5},
+    "a plain string",
+    {"text": "nested", "of": {"lists": [1, [2]]}},
+    {"other": "no text"},
+    {"text": ""},
+]
+
+
+@pytest.mark.parametrize("odd_at", [0, 1, 1_500, 2_003])
+def test_many_rows_at_once_are_the_rows_one_by_one(odd_at, tmp_path, make_rows):
+    rows = make_rows(2_100)
+    rows[odd_at:odd_at] = ODD_ROWS
+    with StreamingBlockWriter(tmp_path / "one", "rows", 400, text_column="text") as one:
+        for row in rows:
+            one.write(row)
+    with StreamingBlockWriter(tmp_path / "many", "rows", 400, text_column="text") as many:
+        many.write(rows[0])
+        many.write_many(rows[1:])
+        many.write_many([])
+    assert _without_leases(tmp_path / "many") == _without_leases(tmp_path / "one")
+
+
+def test_of_many_rows_those_before_a_bad_one_are_kept_and_it_is_named(tmp_path, make_rows):
+    rows = [*make_rows(1_200), {"text": "a lone surrogate \ud800"}, *make_rows(5)]
+    with StreamingBlockWriter(tmp_path, "rows", 100) as writer:
+        with pytest.raises(BadRowError, match="row 1200 .*column 'text'"):
+            writer.write_many(rows)
+        assert writer.next_cursor == 1_200
+        manifest = writer.close()
+        with pytest.raises(UserError, match="closed"):
+            writer.write_many(rows[:3])
+    assert manifest.total_samples == 1_200
+
+
+def test_many_rows_end_where_the_limit_is(tmp_path, make_rows):
+    with StreamingBlockWriter(tmp_path, "rows", 100, max_rows=1_050) as writer:
+        writer.write_many(make_rows(3_000))
+        writer.write_many(make_rows(10))
+        assert writer.close().total_samples == 1_050

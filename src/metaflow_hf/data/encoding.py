@@ -6,7 +6,7 @@ is encoded. What cannot be kept exactly is refused by row number and column, or 
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import compress, count
+from itertools import chain, compress, count
 from operator import itemgetter
 from typing import Any, Final, cast
 
@@ -32,6 +32,8 @@ __all__ = ["BLANKS", "EncodedRows", "InputLines", "InputRow", "InputRows", "RowE
 BLANKS: Final = " \t\r\n"
 _LINE_BLANKS: Final = BLANKS.encode()
 _OPENING, _CLOSING = ord("{"), ord("}")
+# More than this is not encoded at once: rows of that size take their time anyway.
+_MANY_CHARACTERS: Final = 4 * 1024 * 1024
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -45,7 +47,8 @@ class RowEncoder:
         self._on_bad_row = on_bad_row
         decoder = msgspec.json.Decoder(dict[str, Any])
         self._decode, self._decode_lines = decoder.decode, decoder.decode_lines
-        self._encode = msgspec.json.Encoder().encode
+        encoder = msgspec.json.Encoder()
+        self._encode, self._encode_lines = encoder.encode, encoder.encode_lines
         self.plain_line = _plain_encoder(text_column, self._encode) if not ascii_only else _no_line
 
     def encode(self, batch: InputRows | InputLines) -> EncodedRows:
@@ -80,6 +83,28 @@ class RowEncoder:
                 f"{name}: row {number} ({where}), {refusal}. Mend the row, or skip bad rows with "
                 "on_bad_row='skip'."
             ) from refusal.__cause__
+
+    def plain_lines(self, rows: Sequence[Mapping[str, Any]]) -> bytes | None:
+        """The lines of rows that are all what most are (see ``plain_line``), else ``None``.
+
+        All at once, which is several times faster than row by row.
+        """
+        if self._ascii_only or set(map(type, rows)) != {dict}:
+            return None
+        try:
+            texts = list(map(itemgetter(self._text_column), rows))
+        except KeyError:
+            return None
+        if not self._are_texts(texts) or sum(map(len, texts)) > _MANY_CHARACTERS:
+            return None
+        values = chain.from_iterable(map(dict.values, cast("Sequence[dict[str, Any]]", rows)))
+        if not _PLAIN.issuperset(map(type, values)):
+            return None
+        try:
+            return self._encode_lines(rows)
+        except (ValueError, OverflowError):
+            # Refused by its number and column, on the way of single rows.
+            return None
 
     def _keep_good_lines(self, batch: InputLines) -> EncodedRows | None:
         """What nearly every batch of lines is: one good object a line, seldom one without text. ``None`` for others.

@@ -1,9 +1,9 @@
 """Rows of one's own, written one by one into the blocks of a dataset."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ from metaflow_hf.data.columns import find_text_column
 from metaflow_hf.data.encoding import RowEncoder
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.records import read_commit, read_completion
-from metaflow_hf.data.rows import AfterRow, EncodedRows
+from metaflow_hf.data.rows import AfterRow, EncodedRows, line_ends
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_settings, hold_lease
 from metaflow_hf.errors import UserError
 from metaflow_hf.store import ObjectStore, open_store
@@ -20,6 +20,8 @@ from metaflow_hf.store import ObjectStore, open_store
 # What waits in memory to be written together; what a line costs there besides its bytes.
 _FLUSH_BYTES: Final = 1024 * 1024
 _LINE_BYTES: Final = 64
+# How many rows are encoded together.
+_MANY: Final = 1_000
 
 
 class StreamingBlockWriter:
@@ -104,6 +106,34 @@ class StreamingBlockWriter:
         if self._room < 0 or len(self._lines) == self._block_room:
             self._flush()
 
+    def write_many(self, rows: Sequence[Mapping[str, Any] | str]) -> None:
+        """Adds rows in order, as ``write`` does one, and several times faster where most are plain.
+
+        When it raises, the rows before the one that was refused are added.
+        """
+        # The first of all rows says which column is the text.
+        begun = 0 if self._encoder is not None else min(1, len(rows))
+        for row in rows[:begun]:
+            self.write(row)
+        for start in range(begun, len(rows), _MANY):
+            some = rows[start : start + _MANY]
+            if not self._write_at_once(some):
+                for row in some:
+                    self.write(row)
+
+    def _write_at_once(self, rows: Sequence[Mapping[str, Any] | str]) -> bool:
+        """Whether the rows could be added, all together."""
+        if self._encoder is None or self._plain_line is _no_line:
+            return False
+        data = self._encoder.plain_lines(cast("Sequence[Mapping[str, Any]]", rows))
+        if data is None:
+            return False
+        self._flush()
+        self._append(
+            EncodedRows(data, line_ends(data), range(1, len(rows) + 1), len(rows), AfterRow(0, self._first))
+        )
+        return True
+
     def _write_other(self, row: Mapping[str, Any] | str) -> None:
         """Any row: the first, one after the last that is wanted, and what is not as plain as most."""
         if not self._is_open:
@@ -169,11 +199,15 @@ class StreamingBlockWriter:
         numbers = np.arange(len(self._lines))
         consumed = (numbers + 1 + np.searchsorted(self._skips, numbers, side="right")).tolist()
         batch = EncodedRows.of(self._lines, consumed, total, AfterRow(0, self._first))
+        self._append(batch)
+        self._lines, self._skips, self._room = [], [], _FLUSH_BYTES
+
+    def _append(self, batch: EncodedRows) -> None:
+        assert self._writer is not None
         self._wants_more = self._writer.append(batch)
         if not self._wants_more:
             self._plain_line = _no_line
-        self._first += total
-        self._lines, self._skips, self._room = [], [], _FLUSH_BYTES
+        self._first += batch.total_consumed
         self._block_room = self._writer.block_room
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaflow_hf.data.sources.documents import only_documents
-from metaflow_hf.data.sources.readers import file_format, holds_rows
+from metaflow_hf.data.sources.readers import READABLE, file_format, holds_rows
 from metaflow_hf.errors import SelectionError
 
 
@@ -48,7 +48,9 @@ def layout_of_builder(
     if unreadable or not paths:
         raise SelectionError(
             f"{where}: split {split!r} has no files with rows of text "
-            f"({', '.join(unreadable[:3]) or 'no files at all'})."
+            f"({', '.join(unreadable[:3]) or 'no files at all'}); rows are read from {READABLE}. Hubs keep many datasets "
+            f"as parquet too: try {where}@refs/convert/parquet. Or convert it yourself with datasets' save_to_disk, "
+            "and name that folder."
         )
     return Layout(config, split, paths)
 
