@@ -54,6 +54,8 @@ def test_a_shell_can_read_every_block(block: str):
 def test_every_setting_exists():
     config = (METAFLOW / "metaflow_config.py").read_text()
     known = {f"METAFLOW_{name}" for name in re.findall(r'from_conf\(\s*"(\w+)"', config)}
+    ours = (Path(__file__).parents[1] / "src" / "metaflow_hf" / "environment.py").read_text()
+    known |= set(re.findall(r"METAFLOW_HF_\w+", ours))
     named = set(re.findall(r"METAFLOW_[A-Z0-9_]+", TEXT))
     assert named - known == set()
     assert len(named) > 10
