@@ -12,6 +12,7 @@ Without --text it is what the first model's training held out. Bits per byte com
 
 from metaflow import FlowSpec, IncludeFile, Parameter, card, current, model, step
 
+from metaflow_extensions.hf import parameters as types
 from metaflow_extensions.hf.card_components import show
 from metaflow_extensions.hf.failures import explained
 from metaflow_extensions.hf.trained import find_model, heldout_texts
@@ -23,11 +24,14 @@ class EvaluateFlow(FlowSpec):
 
     models = Parameter(
         "models",
+        type=types.name,
         default="TrainFlow",
         help="By commas: runs (TrainFlow/17), flows, keys of `metaflow hf models ls`.",
     )
     text = IncludeFile("text", required=False, help="A text file to measure on; default: held-out rows.")
-    prompt = Parameter("prompt", default="Return the ", help="The text that each model continues.")
+    prompt = Parameter(
+        "prompt", type=types.text, default="Return the ", help="The text that each model continues."
+    )
     max_new_tokens = Parameter("max_new_tokens", default=48, help="Length of what they write, in tokens.")
     sequence_length = Parameter(
         "sequence_length", default=256, help="Tokens that a prediction may look back."

@@ -1,16 +1,19 @@
 """What a parameter of a flow may hold."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from metaflow import FlowSpec, Parameter
 from metaflow._vendor import click
 
 from metaflow_extensions.hf import parameters
 from metaflow_extensions.hf.failures import Failure
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = ["$(id)", "a`id`", "a\nb", "a;id", "../../etc", "${HOME}", "a\\b", "a\x00b"]
 
 
@@ -104,8 +107,21 @@ def test_a_configuration_is_checked_as_parameters_are():
             parameters.parse_config(text)
 
 
+@pytest.mark.parametrize("flow", sorted((ROOT / "flows").glob("*.py")), ids=lambda path: path.stem)
+def test_every_text_that_a_flow_takes_is_checked(flow: Path):
+    [made] = [
+        value
+        for value in runpy.run_path(str(flow), run_name="flow").values()
+        if isinstance(value, type) and issubclass(value, FlowSpec) and value is not FlowSpec
+    ]
+    for parameter in vars(made).values():
+        if type(parameter) is Parameter:
+            parameter.init()
+            assert parameter.kwargs["type"] is not str, parameter.name
+
+
 def test_the_example_of_the_documents():
-    text = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text("utf-8")
+    text = (ROOT / "docs" / "deploy.md").read_text("utf-8")
     [block] = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     names: dict[str, object] = {}
     exec(block, names)
