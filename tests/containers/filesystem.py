@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -86,18 +87,24 @@ class Root:
         """What a command printed, both streams in one. Raises ``AssertionError`` with it when the command fails."""
         home = {} if user != "0" else {"HOME": "/root"}
         change = f'cd "{directory}" && exec "$@"'
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["chroot", f"--userspec={user}:{user}", self.path, "/bin/sh", "-c", change, "sh", *arguments],
             env={"PATH": PATH, **home, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
-            check=False,
+            start_new_session=True,
         )
-        assert done.returncode == 0, f"{' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
-        return done.stdout
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            # As a container ends: with everything that it has started.
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            output += f"\n(not done after {timeout} s)"
+        assert process.returncode == 0, f"{' '.join(arguments)} ended with {process.returncode}:\n{output}"
+        return output
 
     def copy(self, source: Path, target: str, owner: str = "") -> None:
         """Copies as COPY does: a directory's content into a directory, a file to a name or into a directory."""

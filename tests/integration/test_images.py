@@ -22,7 +22,7 @@ WHOLE = bool(os.environ.get("WHOLE_IMAGES"))
 MODEL = "bert-base-uncased"
 TOKEN = "hf_owner"
 
-pytestmark = pytest.mark.timeout(3000 if WHOLE else 400)
+pytestmark = pytest.mark.timeout(3600 if WHOLE else 400)
 
 
 def test_the_dockerfile_has_no_known_mistake():
@@ -51,7 +51,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_nothing_but_what_the_image_needs_is_sent_to_the_builder(context: Path):
-    named = {"constraints.txt", "pyproject.toml", "README.md", "LICENSE"}
+    named = {"constraints.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE"}
     assert {path.name for path in context.iterdir()} == named | {
         "src",
         "metaflow_extensions",
@@ -187,7 +187,7 @@ def test_trainings_run_in_their_containers(image: Image, name: str, s3_server, t
     if not WHOLE:
         assert service["command"].endswith(" run")
         service = {**service, "command": service["command"].removesuffix("run") + "show"}
-    said = run_service(service, image, tmp_path / "1", tmp_path / "volumes", timeout=1500)
+    said = run_service(service, image, tmp_path / "1", tmp_path / "volumes", timeout=3000)
     assert "after training" in said if WHOLE else "Stream the dataset into blocks" in said
     if WHOLE and name == "demo":
         assert list((tmp_path / "volumes" / "datastore" / ".metaflow" / "mf.hf" / "training").rglob("*.json"))
