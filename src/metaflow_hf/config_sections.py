@@ -201,6 +201,19 @@ class EarlyStopConfig(Section):
     min_improvement: Annotated[float, Field(ge=0)] = 0.0
 
 
+class HarnessConfig(Section):
+    """Tasks of lm-evaluation-harness that the model is given before and after training (needs the extra ``lm-eval``).
+
+    ``limit`` is the number of examples of each task, all without it; ``include_path`` a directory of tasks of your own.
+    """
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    num_fewshot: NonNegativeInt | None = None
+    limit: PositiveInt | None = None
+    batch_size: PositiveInt = 8
+    include_path: str | None = None
+
+
 class EvaluationConfig(Section):
     """What is measured and sampled, before and after training and, with ``every_rounds``, after every so many rounds.
 
@@ -211,6 +224,7 @@ class EvaluationConfig(Section):
     max_samples: PositiveInt = 256
     every_rounds: PositiveInt | None = None
     early_stop: EarlyStopConfig | None = None
+    harness: HarnessConfig | None = None
     model: Literal["last", "best"] = "last"
     prompts: list[str] = []
     max_new_tokens: PositiveInt = 64

@@ -26,7 +26,7 @@ def training_page(plan: Plan, events: Sequence[Event], outcome: Outcome | None =
         blocks += _progress(plan, events, rounds)
     blocks.append(_tiles(plan, events, rounds, outcome))
     if outcome is not None:
-        blocks += sections.evaluation(outcome)
+        blocks += sections.evaluation(outcome) + sections.tasks(outcome)
     blocks += sections.curves(events, labels, rounds, outcome)
     blocks += sections.samples(events, outcome)
     if outcome is not None:

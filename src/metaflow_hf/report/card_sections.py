@@ -33,6 +33,16 @@ def evaluation(outcome: Outcome) -> list[Block]:
     ]
 
 
+def tasks(outcome: Outcome) -> list[Block]:
+    """What lm-evaluation-harness says before and after training."""
+    if not outcome.tasks:
+        return []
+    return [
+        Heading("Tasks", "lm-evaluation-harness, the same examples before and after training"),
+        Grid(text.TASK_HEADERS, tuple(text.task_rows(outcome)), numeric=frozenset({2, 3})),
+    ]
+
+
 def curves(
     events: Sequence[Event], labels: dict[str, str], rounds: Sequence[RoundRow], outcome: Outcome | None
 ) -> list[Block]:

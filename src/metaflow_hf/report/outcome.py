@@ -58,12 +58,22 @@ class WorstRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """One figure of one task of lm-evaluation-harness, before and after training."""
+
+    task: str
+    metric: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a run achieved.
 
     ``before`` and ``after`` are the same held-out text measured on the untrained and the trained model,
     ``unigram`` the same text under a unigram model of the training tokens, ``xz_bits_per_byte`` what ``xz -9``
-    needs for it. ``worst`` are the held-out rows that the trained model predicts worst, worst first. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
+    needs for it. ``worst`` are the held-out rows that the trained model predicts worst, worst first, ``tasks`` what lm-evaluation-harness says. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
     reference (a plain dict), ``seconds`` the wall clock of the training, ``card`` the card's path or address,
     ``run_pathspec`` (``TrainFlow/17``) and ``artifact`` where the reference can be found again.
     """
@@ -75,6 +85,7 @@ class Outcome:
     xz_bits_per_byte: float | None = None
     samples: tuple[Sampled, ...] = ()
     worst: tuple[WorstRow, ...] = ()
+    tasks: tuple[TaskResult, ...] = ()
     model: Mapping[str, Any] | None = None
     tokens: int = 0
     seconds: float = 0.0

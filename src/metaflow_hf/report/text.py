@@ -105,6 +105,7 @@ def summary_text(outcome: Outcome) -> str:
     sections = [
         ("Result", _result(outcome)),
         ("Held-out text", evaluation_lines(outcome)),
+        ("Tasks", columns([TASK_HEADERS, *task_rows(outcome)]) if outcome.tasks else []),
         ("Samples", _samples_lines(outcome)),
         ("Model", _model(outcome)),
     ]
@@ -155,6 +156,14 @@ def evaluation_rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def task_rows(outcome: Outcome) -> list[tuple[str, str, str, str]]:
+    """(task, metric, before, after) of lm-evaluation-harness."""
+    return [
+        (plain(one.task), plain(one.metric), f"{one.before:.4f}", f"{one.after:.4f}") for one in outcome.tasks
+    ]
+
+
+TASK_HEADERS = ("task", "metric", "before", "after")
 EVALUATION_HEADERS = ("", "loss (nats/token)", "perplexity", "bits per byte")
 
 

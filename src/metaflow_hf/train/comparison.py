@@ -13,8 +13,9 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
 from metaflow_hf.events import ClaimDone, Evaluated, Event, Sampled, StepDone
 from metaflow_hf.report import UnigramModel, xz_bits_per_byte
-from metaflow_hf.report.outcome import Outcome, Plan, WorstRow
+from metaflow_hf.report.outcome import Outcome, Plan, TaskResult, WorstRow
 from metaflow_hf.train.evaluation import Evaluation, Passage, passages
+from metaflow_hf.train.harness import run_harness
 from metaflow_hf.train.heldout import (
     HeldOutRow,
     Value,
@@ -53,6 +54,7 @@ def compare(
     read = passages(texts, tokenizer, loss_on=config.data.loss_on)
     figures: dict[str, Evaluated] = {}
     found: dict[str, Evaluation] = {}
+    tasks: dict[str, dict[tuple[str, str], float]] = {}
     samples: list[Sampled] = []
     for name, directory in (("before", base_dir), ("after", model_dir)):
         # What training began with: fresh weights where those were asked for.
@@ -66,6 +68,8 @@ def compare(
         network.to("cuda" if torch.cuda.is_available() else "cpu")
         look = measure(network, tokenizer, texts, config)
         found[name] = look.evaluation
+        if config.evaluation.harness is not None:
+            tasks[name] = run_harness(network, tokenizer, config.evaluation.harness)
         figures[name] = evaluated(name, look.evaluation, look.counted)
         samples += [
             Sampled(time=time.time(), name=name, prompt=prompt, text=text) for prompt, text in look.samples
@@ -78,6 +82,10 @@ def compare(
         xz_bits_per_byte=xz_bits_per_byte([passage.text for passage in read]),
         samples=tuple(samples),
         worst=_worst(measured, found["before"], found["after"]),
+        tasks=tuple(
+            TaskResult(task=task, metric=metric, before=tasks["before"][task, metric], after=after)
+            for (task, metric), after in tasks.get("after", {}).items()
+        ),
         model=dict(model),
         tokens=int(model["metadata"]["tokens"]),
         seconds=_seconds(events),

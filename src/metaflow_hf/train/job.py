@@ -125,7 +125,9 @@ class TrainingJob:
         ``SelectionError`` and the hub's errors.
         """
         from metaflow_hf.train.blocks import check_sources
+        from metaflow_hf.train.harness import check_harness
 
+        check_harness(self.config.evaluation.harness)
         check_sources(self.config.data)
         return self
 
