@@ -174,10 +174,15 @@ def test_the_notebook_runs_and_shows_what_it_promises(demo: Demo):
     assert "metaflow-hf/tiny-llama" in output
 
 
-def test_where_the_demo_model_is_from(demo: Demo):
-    output = demo.shell.succeed(
-        "-m", "metaflow.cmd.main_cli", "hf", "models", "show", f"TrainFlow/{demo.run_id}", "--lineage"
-    )
+def test_the_commands_of_results_md_show_what_is_pushed_and_where_it_is_from(demo: Demo):
+    [block] = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/results.md").read_text(), re.DOTALL)
+    output = ""
+    for line in block.splitlines():
+        words = line.replace("TrainFlow/17", f"TrainFlow/{demo.run_id}").split()
+        assert words[0] == "metaflow"
+        output += demo.shell.succeed("-m", "metaflow.cmd.main_cli", *words[1:])
+    assert "base_model: metaflow-hf/tiny-llama" in output
+    assert "model.safetensors" in output
     assert "metaflow-hf/tiny-llama @ " in output
     assert "hf://metaflow-hf/python-docs @ " in output
     assert re.search(r"rounds +\d+, \d+ contributions of 2 workers", output)

@@ -315,4 +315,4 @@ def round_seconds_chart(rounds: Sequence[RoundRow]) -> Spec | None:
         return None
     scale = {"domain": ["working", "waiting"], "range": [PALETTE[0], WAITING]}
     colour = {"field": "worker", "type": "nominal", "scale": scale}
-    return _bars(rows, "seconds", 160, colour, "~g", ".2f")
+    return _bars(rows, "seconds", 160, colour, "~r", ".2f")
