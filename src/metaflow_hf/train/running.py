@@ -108,9 +108,9 @@ def train_worker(
     ``TrainingIncomplete`` when stopped or when a position fails again and again, ``LineageMismatch`` for another
     configuration, ``NonFiniteLoss``, ``StoreUnavailable`` after bounded retries. ``device`` defaults to the first
     visible GPU, else the CPU. With ``evaluation.every_rounds`` held-out rows are measured meanwhile: those of
-    ``heldout``, where an evaluation dataset is configured.
-    ``task`` names the task of a flow that this process is an attempt of; with ``is_retry``
-    the attempts before it are given up at once, instead of when their heartbeats have been still for long enough.
+    ``heldout``, where an evaluation dataset is configured. ``task`` names the task of a flow that this process is an
+    attempt of; with ``is_retry`` the attempts before it are given up at once, instead of when their heartbeats have
+    been still for long enough.
     """
     rng = rng or random.SystemRandom()
     attempt = attempt or new_attempt(rng)
