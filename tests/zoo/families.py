@@ -16,7 +16,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "hrm_text": {"num_layers_per_stack": 1, "num_hidden_layers": 8},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "sliding_window": None},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
-    "mamba2": {"head_dim": 16},
     "gemma3n_text": {
         "num_hidden_layers": 5,
         "num_kv_shared_layers": 2,
@@ -76,7 +75,7 @@ def config_of(family: str) -> Any:
         family, config = text.model_type, text
     small = miniature(config, **CHANGES.get(family, {}))
     for key in vars(small):
-        if "dropout" in key or "pdrop" in key or key.endswith("_drop"):
+        if "jitter" in key or "dropout" in key or "pdrop" in key or key.endswith("_drop"):
             setattr(small, key, 0.0)
     if hasattr(small, "is_decoder"):
         small.is_decoder = True

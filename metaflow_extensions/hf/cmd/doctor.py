@@ -15,10 +15,24 @@ _MARKS = {"ok": "ok", "warning": "warn", "problem": "FAIL"}
     "well comes with what to do. Writes and deletes one small object in the datastore. Exit status 1 when something "
     "does not work.",
 )
+@click.option(
+    "--model",
+    metavar="REPO",
+    help="Only: can this model be trained at long context, and how long? org/name, org/name@revision, or a directory. "
+    "Reads its config.json, no weights.",
+)
+@click.option(
+    "--chunk-size", type=click.IntRange(min=2), default=2048, show_default=True, help="For --model, in tokens."
+)
 @json_option
 @explained
-def command(as_json: bool) -> None:
-    """One line per finding."""
+def command(model: str | None, chunk_size: int, as_json: bool) -> None:
+    """One line per finding; of one model with ``--model``."""
+    if model is not None:
+        from .doctor_model import show
+
+        show(model, chunk_size, as_json)
+        return
     from metaflow_extensions.hf.doctor import all_checks
 
     found: list[Finding] = []

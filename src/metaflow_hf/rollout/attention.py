@@ -80,11 +80,11 @@ def _attend(
     _log_once(f"{type(module).__name__}: attention by blocks, no mask; kernel: {name}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     stash = past.carry.attended if torch.is_grad_enabled() else None
-    known = stash.pop(id(module), None) if stash is not None else None
+    known = stash.pop(past.layer_key, None) if stash is not None else None
     task = Task(past, attention_mask.spans, kernel, scale, known)
     out, lse = BlockAttention.apply(query, key, value, task)
     if stash is not None and known is None:
-        stash[id(module)] = (out.detach(), lse)
+        stash[past.layer_key] = (out.detach(), lse)
     return out, None
 
 

@@ -69,7 +69,10 @@ def miniature(config: Any, **changes: Any) -> Any:
     total = int(getattr(config, "num_hidden_layers", 0) or 0)
     layers = _num_layers(values, total)
     small = _all_shrunk(values, total, layers)
-    return type(config)(**small | changes)
+    try:
+        return type(config)(**small | changes)
+    except Exception as error:  # configurations raise whatever their validators raise; nothing is swallowed
+        raise ValueError(f"{config.model_type}: no small configuration: {error}") from error
 
 
 def _all_shrunk(values: Mapping[str, Any], total: int, layers: int) -> dict[str, Any]:
@@ -79,6 +82,8 @@ def _all_shrunk(values: Mapping[str, Any], total: int, layers: int) -> dict[str,
     kv, heads = values.get("num_key_value_heads"), values.get("num_attention_heads")
     if kv is not None and kv == heads:
         small["num_key_value_heads"] = small["num_attention_heads"]
+    if isinstance(values.get("expand"), int) and "num_heads" in values:
+        small["head_dim"] = small["expand"] * small["hidden_size"] // small["num_heads"]
     return small
 
 

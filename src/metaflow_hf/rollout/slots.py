@@ -201,6 +201,11 @@ class CarriedPast:
         self._layer = layer
         self._first_visible = first_visible
 
+    @property
+    def layer_key(self) -> int:
+        """The cache's layer: one module of the model may stand for several of them."""
+        return id(self._layer)
+
     def taken(self) -> None:
         """The attention function has it: nothing of the past is lost."""
         self._layer.waits_for_attention = False
