@@ -53,6 +53,7 @@ servers: $(call MARK,dev)
 	TEST_S3_SERVER=localbucket $(BIN)/python -m pytest -k s3 tests/store tests/hub tests/data tests/extension
 
 zoo: $(call MARK,dev)
+	WHOLE_MATRIX=1 $(BIN)/python -m pytest -n auto tests/rollout/test_gradients.py
 	cd tests && ../$(BIN)/python -m zoo
 
 # The same tests by the same tools in two environments, of which one has this extension; their outcomes are compared.

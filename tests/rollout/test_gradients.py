@@ -1,64 +1,72 @@
-"""Gradients of the rollout against full backpropagation, in fp64, family by family."""
+"""Gradients of the rollout against full backpropagation, in fp64, family by family.
+
+Every family meets every chunk size once, each time with another case, so that every family meets most cases and
+every chunk size all of them; WHOLE_MATRIX=1 runs the whole product of the three.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 import torch.nn.functional as F
+from rollout.cases import CASES, LENGTH
 
 from metaflow_hf.rollout import chunked_segment_rollout
 
-LENGTH = 41
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("chunk_size", [1, 7, 32, LENGTH - 1, LENGTH, LENGTH + 100])
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
-def test_any_chunk_size_gives_the_gradients_of_full_backprop(
-    family, chunk_size, backward, make_model, tokens, full_backprop, gradients_of, assert_equal_gradients
-):
-    model, batch = make_model(family), {"input_ids": tokens(2, LENGTH)}
-    expected_loss, expected = full_backprop(model, batch)
-
-    loss, _ = chunked_segment_rollout(model, batch, chunk_size=chunk_size, backward=backward)
-    if not backward:
-        loss.backward()
-
-    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
-    assert_equal_gradients(gradients_of(model), expected)
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    "family",
-    [
-        *(
-            "llama",
-            "qwen2",
-            "qwen3",
-            "mistral",
-            "gpt2",
-            "gpt_neox",
-            "phi",
-            "gemma2",
-            "opt",
-            "bloom",
-            "gpt_neo",
-        ),
-        *("granite", "olmo2", "cohere", "stablelm", "qwen2_moe", "deepseek_v2", "llama4_text"),
-    ],
+CHUNK_SIZES = (1, 7, 32, LENGTH - 1, LENGTH, LENGTH + 100)
+# Attention of all kinds, absolute and relative positions, caps and scales, MoE, MLA, states, convolutions, hybrids.
+MATRIX = (
+    *("llama", "qwen3", "mistral", "gpt2", "gemma2", "bloom"),
+    *("granite", "deepseek_v2", "llama4_text", "qwen3_next", "mamba2", "lfm2", "falcon_h1"),
 )
-def test_every_family_with_padding_on_both_sides(
-    family, attention, make_model, tokens, full_backprop, gradients_of, assert_equal_gradients
+EAGER = ("gemma2", "bloom", "qwen3", "granite", "mamba2", "gpt_neo")
+OTHERS = ("qwen2", "gpt_neox", "phi", "opt", "gpt_neo", "olmo2", "cohere", "stablelm", "qwen2_moe")
+
+
+def _meetings():
+    for row, family in enumerate(MATRIX):
+        for column, chunk_size in enumerate(CHUNK_SIZES):
+            for number, case in enumerate(CASES):
+                if "WHOLE_MATRIX" in os.environ or number == (row + 3 * column) % len(CASES):
+                    yield pytest.param(family, chunk_size, case, id=f"{family}-{chunk_size}-{case.__name__}")
+    for family in OTHERS:
+        yield pytest.param(family, 7, CASES[2], id=f"{family}-7-{CASES[2].__name__}")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated", "ignore:The following .*pattern keys"
+)
+@pytest.mark.parametrize(("family", "chunk_size", "make_case"), list(_meetings()))
+def test_gradients_are_those_of_full_backprop(
+    family, chunk_size, make_case, make_model, tokens, full_backprop, gradients_of, assert_equal_gradients
 ):
-    if (family, attention) in {("gemma2", "sdpa"), ("bloom", "sdpa"), ("gpt_neo", "sdpa")}:
-        pytest.skip("this family has no such attention")
-    model, batch = make_model(family, _attn_implementation=attention), _padded(tokens(3, LENGTH))
-    _, expected = full_backprop(model, batch)
+    attention = "eager" if family in EAGER else "sdpa"
+    case = make_case(make_model(family, _attn_implementation=attention), tokens(3, LENGTH))
+    expected_loss, expected = 0.0, {}
+    for document in case.documents:
+        loss, found = full_backprop(case.model, document, divisor=case.count)
+        expected_loss += loss.item()
+        expected |= {name: gradient + expected.get(name, 0) for name, gradient in found.items()}
 
-    chunked_segment_rollout(model, batch, chunk_size=8, backward=True)
+    rolled = 0.0
+    for batch in case.batches:
+        loss, metrics = chunked_segment_rollout(
+            case.model,
+            batch,
+            chunk_size=chunk_size,
+            num_items_in_batch=case.count,
+            backward=case.backward,
+            **case.options,
+        )
+        if not case.backward:
+            loss.backward()
+        rolled += loss.item()
 
-    assert_equal_gradients(gradients_of(model), expected)
+    assert rolled == pytest.approx(expected_loss, rel=1e-11)
+    assert_equal_gradients(gradients_of(case.model), expected)
+    assert metrics["effective_seq_len"] == LENGTH
 
 
 def test_left_padding_without_position_ids_does_not_move_the_tokens(
@@ -94,23 +102,6 @@ def test_sdpa_counts_the_first_token_after_left_padding_as_transformers_does(
     )
 
     assert metrics["num_tokens"] == 2 * (LENGTH - 1) - 10
-    assert_equal_gradients(gradients_of(model), expected)
-
-
-def test_labels_that_are_ignored_across_whole_token_chunks(
-    make_model, tokens, full_backprop, gradients_of, assert_equal_gradients
-):
-    ids = tokens(2, LENGTH)
-    labels = ids.clone()
-    labels[:, 5:30] = -100
-    labels[1] = -100
-    model, batch = make_model(), {"input_ids": ids, "labels": labels}
-    expected_loss, expected = full_backprop(model, batch)
-
-    loss, metrics = chunked_segment_rollout(model, batch, chunk_size=8, backward=True)
-
-    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-12)
-    assert metrics["num_tokens"] == int((labels[:, 1:] != -100).sum())
     assert_equal_gradients(gradients_of(model), expected)
 
 
@@ -166,14 +157,3 @@ def test_memory_options_are_exact(
     chunked_segment_rollout(model, batch, chunk_size=8, backward=True, **option)
 
     assert_equal_gradients(gradients_of(model), expected)
-
-
-def _padded(ids):
-    """Row 0 is whole, row 1 padded on the left across more than one token chunk, row 2 on the right."""
-    mask = torch.ones_like(ids)
-    mask[1, :11] = 0
-    mask[2, -11:] = 0
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[1, 11] = -100
-    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions, "labels": labels}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -18,39 +16,6 @@ def _packed(ids, lengths=LENGTHS):
     """Rows of documents; the first token of each is no label, as collators for packing have it."""
     positions = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
     return {"input_ids": ids, "position_ids": positions, "labels": ids.masked_fill(positions == 0, -100)}
-
-
-def _documents(batch):
-    for ids, labels, positions in zip(
-        batch["input_ids"], batch["labels"], batch["position_ids"], strict=True
-    ):
-        borders = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-        for start, stop in itertools.pairwise(borders):
-            yield {"input_ids": ids[None, start:stop], "labels": labels[None, start:stop]}
-
-
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("chunk_size", [7, 64])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3_next"])
-def test_packed_documents_are_each_alone(
-    family, chunk_size, backward, make_model, tokens, full_backprop, gradients_of, assert_equal_gradients
-):
-    model, batch = make_model(family), _packed(tokens(2, 41))
-    count = int((batch["labels"][:, 1:] != -100).sum())
-    expected, loss = {}, 0.0
-    for document in _documents(batch):
-        if document["input_ids"].shape[1] > 1:
-            one_loss, found = full_backprop(model, document, divisor=count)
-            loss += one_loss.item()
-            expected = {n: g + expected.get(n, 0) for n, g in found.items()}
-
-    rolled, metrics = chunked_segment_rollout(model, batch, chunk_size=chunk_size, backward=backward)
-    if not backward:
-        rolled.backward()
-
-    assert rolled.item() == pytest.approx(loss, rel=1e-12)
-    assert metrics["num_tokens"] == count
-    assert_equal_gradients(gradients_of(model), expected)
 
 
 def test_packed_documents_are_those_of_transformers_block_diagonal_pass(

@@ -25,7 +25,7 @@ def _build(auto_class, family, **configuration):
 CASES = {
     "mamba": (
         lambda: _build("AutoModelForCausalLM", "mamba", state_size=4, expand=1),
-        "differ from those of one pass",
+        "begin each token chunk anew",
     ),
     "rwkv": (lambda: _build("AutoModelForCausalLM", "rwkv", attention_hidden_size=32), "rwkv"),
     "recurrent_gemma": (

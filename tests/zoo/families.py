@@ -45,6 +45,11 @@ CHANGES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"],
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots3_note_text": {"head_dim": 16, "num_hidden_layers": 2, "per_layer_config": None},
     "rwkv": {"attention_hidden_size": 32},
     "xlstm": {"num_heads": 2, "qk_dim_factor": 1.0},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8], "max_position_embeddings": 64},

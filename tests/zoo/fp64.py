@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _float, _to, _type, _softmax = Tensor.float, Tensor.to, Tensor.type, F.softmax
-_tensor_softmax = Tensor.softmax
+_tensor_softmax, _sum = Tensor.softmax, Tensor.sum
 
 
 def _wide_float(self: Tensor) -> Tensor:
@@ -41,6 +41,12 @@ def _wide(softmax: Any) -> Any:
     return wide
 
 
+def _wide_sum(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if self.dtype == torch.float64 and kwargs.get("dtype") is torch.float32:
+        kwargs.pop("dtype")
+    return _sum(self, *args, **kwargs)
+
+
 @contextmanager
 def fp64_inside() -> Iterator[None]:
     """Casts of fp64 tensors to fp32 do nothing."""
@@ -50,6 +56,8 @@ def fp64_inside() -> Iterator[None]:
         mock.patch.object(Tensor, "type", _wide_type),
         mock.patch.object(Tensor, "softmax", _wide(_tensor_softmax)),
         mock.patch.object(F, "softmax", _wide(_softmax)),
+        mock.patch.object(Tensor, "sum", _wide_sum),
+        mock.patch.object(torch, "sum", _wide_sum),
         mock.patch.object(torch, "softmax", _wide(torch.softmax)),
     ):
         yield

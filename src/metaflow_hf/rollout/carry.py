@@ -215,6 +215,10 @@ class KVCarry(Cache):
             or (isinstance(layer, BorderStates) and not layer.was_written)
         ]
 
+    def ignored_layers(self) -> list[int]:
+        """Layers with states that do not go on from them, after a backward pass with exact gradients."""
+        return [i for i, layer in enumerate(self.layers) if getattr(layer, "was_ignored", False)]
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens before the current token chunk, for layers of all kinds."""
         del layer_idx

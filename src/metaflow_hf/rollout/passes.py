@@ -146,6 +146,10 @@ class ChunkPasses:
         """Layers that should have kept states in the carry and did not."""
         return self._carry.unused_layers()
 
+    def ignored_layers(self) -> list[int]:
+        """Layers that keep states and do not go on from them."""
+        return self._carry.ignored_layers()
+
     def _inputs(self, chunk: tuple[int, int], *, writing: bool) -> dict[str, Tensor]:
         self._carry.seek(chunk[0], writing=writing)
         if writing:

@@ -6,6 +6,7 @@ earlier token has crossed a border; and again with a mask. Compared are the logi
 with respect to the embedded tokens: they see every path through the layers, and parameters keep their `.grad`.
 Everything is left as it was: training flags, generators, gradients.
 
+States that no gradient reaches are ignored by the model, however little that shows in a fresh one.
 It cannot see what needs more tokens than it takes, such as a window that they do not fill.
 """
 
@@ -42,7 +43,10 @@ _BIDIRECTIONAL = (
     "its logits at a token depend on later tokens (bidirectional attention); the rollout takes causal models"
 )
 # What a model's own code raises when it meets a cache of another kind than the one it was written for.
-_MODEL_FAULTS = (AttributeError, TypeError, ValueError, LookupError, NotImplementedError, RuntimeError)
+_MODEL_FAULTS = (
+    *(AttributeError, TypeError, ValueError, LookupError),
+    *(AssertionError, NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,10 @@ class _Probe:
             passes, found_logits, found_gradient = self._chunked(sequence, exact=is_exact)
             if unused := passes.unused_layers():
                 return self._refusal(f"layers {unused} keep their past outside of the cache they are given")
+            if ignored := passes.ignored_layers():
+                return self._refusal(
+                    f"layers {ignored} begin each token chunk anew instead of from their states"
+                )
             if not self._close(found_logits, logits):
                 return self._refusal("its logits given a cached past differ from those of one pass")
             same = [self._close(found_gradient[:, a:b], gradient[:, a:b]) for a, b in passes.chunks]

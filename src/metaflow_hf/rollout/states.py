@@ -27,7 +27,8 @@ class BorderStates(LinearAttentionCacheLayerMixin):
     """The convolution and recurrent states of one layer at the borders of the token chunks.
 
     `home` is where the borders lie (None: beside the model's own states). `begin` before each chunk; the states that
-    models read are those of its first token, until the next `begin`.
+    models read are those of its first token, until the next `begin`. `was_written`: some state was kept; `was_ignored`:
+    some state that a chunk began with had no part in its loss.
     """
 
     is_compileable = False
@@ -44,6 +45,7 @@ class BorderStates(LinearAttentionCacheLayerMixin):
         self._gradients: dict[_Key, Tensor] = {}
         self.states_device: torch.device | None = None
         self.was_written = False
+        self.was_ignored = False
 
     def begin(self, start: int) -> None:
         """The next forward call holds the tokens from `start` on."""
@@ -83,6 +85,7 @@ class BorderStates(LinearAttentionCacheLayerMixin):
 
     def collect(self) -> None:
         """After the backward pass of a chunk: its first border's gradient is for the chunk before."""
+        self.was_ignored |= any(leaf.requires_grad and leaf.grad is None for leaf in self._starts.values())
         self._gradients = {key: leaf.grad for key, leaf in self._starts.items() if leaf.grad is not None}
         self._ends = {key: end.detach() for key, end in self._ends.items()}
 
