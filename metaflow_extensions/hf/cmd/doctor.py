@@ -22,7 +22,11 @@ _MARKS = {"ok": "ok", "warning": "warn", "problem": "FAIL"}
     "Reads its config.json, no weights.",
 )
 @click.option(
-    "--chunk-size", type=click.IntRange(min=2), default=2048, show_default=True, help="For --model, in tokens."
+    "--chunk-size",
+    type=click.IntRange(min=2),
+    default=2048,
+    show_default=True,
+    help="For --model, in tokens.",
 )
 @json_option
 @explained
