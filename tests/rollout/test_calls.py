@@ -218,6 +218,29 @@ def test_autocast_is_entered_again_by_the_backward_pass(backward, make_model, ba
         assert (found[name] - gradient).norm() <= 0.05 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_gradients_of_a_bf16_model_may_be_fp32(backward, make_model, tokens, gradients_of):
+    """Sums over many token chunks then lose nothing to the parameters' type."""
+    model, batch = make_model(dtype=torch.bfloat16), {"input_ids": tokens(2, 150)}
+    exact = make_model()
+    exact.load_state_dict(model.state_dict())
+    chunked_segment_rollout(exact, batch, chunk_size=64, backward=True)
+    expected = gradients_of(exact)
+
+    def error(grad_dtype):
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.grad_dtype = grad_dtype
+        loss, _ = chunked_segment_rollout(model, batch, chunk_size=4, backward=backward)
+        if not backward:
+            loss.backward()
+        found = gradients_of(model)
+        assert {gradient.dtype for gradient in found.values()} == {grad_dtype}
+        return sum(float((found[n].double() - g).norm() / g.norm()) for n, g in expected.items())
+
+    assert error(torch.float32) < error(torch.bfloat16)
+
+
 def test_the_models_own_gradient_checkpointing_does_not_drop_the_past(
     make_model, batch, full_backprop, gradients_of, assert_equal_gradients
 ):

@@ -70,6 +70,7 @@ CASES = {
         ),
         "no language-model head",
     ),
+    "wrapper": (lambda: nn.DataParallel(nn.Linear(4, 4)), "DataParallel: its parameters are gathered"),
     "plain module": (lambda: nn.Linear(4, 4), "Linear is neither"),
 }
 

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -63,7 +64,15 @@ class CausalLM:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DDP, torch.compile and PEFT (adapters in place stay in force)."""
+    """The model inside DDP, torch.compile and PEFT (adapters in place stay in force).
+
+    Raises UnsupportedModelError for wrappers whose own forward pass has to run: sharded parameters, DataParallel.
+    """
+    if isinstance(model, (FSDPModule, FullyShardedDataParallel, nn.DataParallel)):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: its parameters are gathered by its own forward pass, which token chunks do "
+            "not run. Use one whole model per GPU, DDP-wrapped or not."
+        )
     if isinstance(model, DistributedDataParallel):
         return unwrap(model.module)
     compiled_from = getattr(model, "_orig_mod", None)

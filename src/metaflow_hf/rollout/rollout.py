@@ -49,8 +49,8 @@ def chunked_segment_rollout(
 
     Either `loss.backward()` (any scale, once; a second one raises RuntimeError) or `backward=True`, which
     does both in one call, cheaper by one pass of the head, and returns a loss without a graph. Gradients are
-    added to every `.grad`; under DDP they become the mean over ranks. If no label counts, loss and gradients
-    are zero.
+    added to every `.grad`, in fp32 for parameters whose `grad_dtype` says so, whatever their own type; under DDP
+    they become the mean over ranks. If no label counts, loss and gradients are zero.
 
     `chunk_size` in tokens. `use_cpu_offload`: the carry lies in host memory (no effect on a CPU); implies
     `gradient_checkpointing`, which keeps one layer's activations of a token chunk instead of all.
