@@ -5,6 +5,7 @@
 Each worker is a process of its own; its training sleeps, so that all that is measured is the rounds' own. Rounds are
 short here, which is harder for the disk than long ones. Overhead is what a round lasts beyond its training, and is
 shown as a part of a round of 60 s; the parts are those of one worker (the merge is done by one while others wait).
+A processor's time is told for each as well: other work on the machine, and a disk's queue, are not in it.
 The physical limit moves the same bytes in the same number of files by plain reads, writes, fsync and sha256.
 """
 
@@ -219,6 +220,7 @@ def work(
         "rounds": watch.rounds,
         "seconds": [event.seconds for event in closed],
         "moved": watch.moved,
+        "busy": watch.busy,
         "memory": {part: max(peaks) for part, peaks in watch.memory.items()},
     }
     (directory / f"worker-{number}.json").write_text(json.dumps(found))
@@ -257,17 +259,19 @@ class Stopwatch:
         self.moved: dict[str, list[int]] = defaultdict(list)
         self.memory: dict[str, list[int]] = defaultdict(list)
         self._current: dict[str, float] = defaultdict(float)
+        self.busy: dict[str, list[float]] = defaultdict(list)
 
     def wrap(self, owner: type, name: str, part: str) -> None:
         plain = getattr(owner, name)
 
         def timed(*arguments: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             try:
                 with watched_memory(self.memory[part]):
                     return plain(*arguments, **options)
             finally:
                 self._current[part] += time.perf_counter() - began
+                self.busy[part].append(time.process_time() - busy)
 
         setattr(owner, name, timed)
 
@@ -295,7 +299,9 @@ def report(encoding: str, found: list[dict[str, Any]], box: float, weights: int,
     print(f"{encoding}:")
     for part in ("upload", "wait", "merge", "download"):
         slowest = [max(item["rounds"][n].get(part, 0.0) for item in found) for n in rounds]
-        print(f"  {part:9} {median(slowest):7.3f} s (slowest worker, median of {len(slowest)} rounds)")
+        busy = [seconds for item in found for seconds in item["busy"].get(part, ())]
+        cores = f", {median(busy):.3f} s of a processor's time" if busy else ""
+        print(f"  {part:9} {median(slowest):7.3f} s (slowest worker, median of {len(slowest)} rounds{cores})")
     delta = min(min(item["moved"]["upload"]) for item in found)
     share = overhead / ROUND_SECONDS
     print(
