@@ -27,7 +27,7 @@ def test_branches_killed_and_told_to_end_are_retried_and_every_position_counts_o
     with shell.start(ROOT / "flows" / "train_flow.py", "--config", "config", config, "run") as run:
         for line in run.stdout:
             lines.append(line)
-            found = re.search(r"/train/\d+ \(pid (\d+)\)\] \[worker (\d)\] (step|round) \d+", line)
+            found = re.search(r"/train/\d+ \(pid (\d+)\)\] \[worker (\d) \S+\] round \d+", line)
             if found and found[2] == "1" and not hurt:
                 hurt["1"] = int(found[1])
                 time.sleep(0.3)  # into its next claim
