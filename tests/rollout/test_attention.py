@@ -194,3 +194,21 @@ def test_the_attention_of_the_model_is_put_back_after_an_error(make_model, token
         chunked_segment_rollout(model, {"input_ids": tokens()}, chunk_size=8, ce_loss_fn=fail, backward=True)
 
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_autocast_casts_queries_and_keys_but_not_the_sums(make_model, tokens, gradients_of):
+    """A soft cap's tiled kernel under autocast: as near to fp32 as transformers' own attention is."""
+    model, batch = make_model("gemma2", dtype=torch.float32), {"input_ids": tokens(1, LENGTH)}
+    found = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            chunked_segment_rollout(model, batch, chunk_size=8, backward=True)
+        found.append(torch.cat([g.flatten() for g in gradients_of(model).values()]))
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+    own = torch.cat([g.flatten() for g in gradients_of(model).values()])
+
+    error, own_error = ((g - found[0]).norm() / found[0].norm() for g in (found[1], own))
+    assert error < 1.2 * own_error

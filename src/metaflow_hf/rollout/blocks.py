@@ -61,7 +61,8 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, task: Task) -> tuple[Tensor, Tensor]:
         current = task.past.current(key, value)
-        out, lse = task.known or _forward(query, current, task)
+        with _types_as_they_are(query):
+            out, lse = task.known or _forward(query, current, task)
         ctx.task = task
         ctx.save_for_backward(query, *current, out, lse)
         ctx.mark_non_differentiable(lse)
@@ -69,32 +70,41 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, out, lse = ctx.saved_tensors
-        task: Task = ctx.task
-        past = task.past
-        grad, out = gradients[0].transpose(1, 2), out.transpose(1, 2)
-        d_query = torch.zeros_like(query, dtype=lse.dtype)
-        d_key, d_value = (slot.zeros(query.shape[2], lse) for slot in past.slots)
-        for block in past.blocks(task.spans_of_blocks(), (key, value), with_gradient=True):
-            span, at = block.span, task.queries(block.span)
-            parts = [tensor[at] for tensor in (grad, query, out, lse)]
-            keys, values = block.keys_values
-            dq, dk, dv = _span_backward(span, parts, keys, values, task)
-            d_query[at] += dq
-            if span.k0 < past.start:
-                needed = ctx.needs_input_grad[1:3]
-                block.add_gradients(dk if needed[0] else None, dv if needed[1] else None)
-            else:
-                own = (rows(span.row), slice(None), slice(span.k0 - past.start, span.k1 - past.start))
-                d_key[own] += dk
-                d_value[own] += dv
-        slots = past.slots
-        return (
-            d_query.to(query.dtype),
-            slots[0].gradient_of(past.start, d_key).to(query.dtype),
-            slots[1].gradient_of(past.start, d_value).to(query.dtype),
-            None,
-        )
+        with _types_as_they_are(gradients[0]):
+            return (*_backward(ctx, gradients[0]), None)
+
+
+def _types_as_they_are(tensor: Tensor) -> torch.autocast:
+    """Autocast off: queries, keys and values come in its type already, and sums are kept wider."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse = ctx.saved_tensors
+    task: Task = ctx.task
+    past = task.past
+    grad, out = gradient.transpose(1, 2), out.transpose(1, 2)
+    d_query = torch.zeros_like(query, dtype=lse.dtype)
+    d_key, d_value = (slot.zeros(query.shape[2], lse) for slot in past.slots)
+    for block in past.blocks(task.spans_of_blocks(), (key, value), with_gradient=True):
+        span, at = block.span, task.queries(block.span)
+        parts = [tensor[at] for tensor in (grad, query, out, lse)]
+        keys, values = block.keys_values
+        dq, dk, dv = _span_backward(span, parts, keys, values, task)
+        d_query[at] += dq
+        if span.k0 < past.start:
+            needed = ctx.needs_input_grad[1:3]
+            block.add_gradients(dk if needed[0] else None, dv if needed[1] else None)
+        else:
+            own = (rows(span.row), slice(None), slice(span.k0 - past.start, span.k1 - past.start))
+            d_key[own] += dk
+            d_value[own] += dv
+    slots = past.slots
+    return (
+        d_query.to(query.dtype),
+        slots[0].gradient_of(past.start, d_key).to(query.dtype),
+        slots[1].gradient_of(past.start, d_value).to(query.dtype),
+    )
 
 
 def _forward(query: Tensor, current: tuple[Tensor | None, ...], task: Task) -> tuple[Tensor, Tensor]:

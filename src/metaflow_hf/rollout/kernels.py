@@ -256,6 +256,8 @@ def _why_not_flash(device: torch.device, dtype: torch.dtype, head: int, groups: 
         worst = max(
             _disagreement(FlashCUDA(), device, dtype, head, groups, causal) for causal in (False, True)
         )
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, NotImplementedError) as error:
         return f"flash on {torch.cuda.get_device_name(device)}: {error}"
     return (
