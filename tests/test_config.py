@@ -34,7 +34,7 @@ def mistakes(text: str) -> list[str]:
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path: Path):
     config = load_config(path)
-    assert config.model.repo_id
+    assert config.model.name
     assert config.data.dataset
     # What Metaflow hands to remote tasks is the same thing as JSON.
     assert TrainConfig.parse(config.model_dump(mode="json")) == config

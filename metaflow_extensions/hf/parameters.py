@@ -90,7 +90,7 @@ def _on_its_way_to_a_scheduler() -> bool:
 def parse_config(content: str) -> dict[str, Any]:
     """The parser of a flow's ``Config`` of settings for training: mistakes are told before a run or deployment begins.
 
-    What the flow's own decorators read of it (``resources``) is complete.
+    What the flow's own decorators read of it (``resources``, ``rounds``) is complete.
     """
     from metaflow_hf.config import TrainConfig, parse_yaml
 
@@ -104,7 +104,8 @@ def parse_config(content: str) -> dict[str, Any]:
         (source, config.data.evaluation_dataset),
     ):
         check.convert(value or "", None, None)
-    return {**values, "resources": config.resources.model_dump()}
+    complete = config.model_dump(mode="json", include={"resources", "rounds"})
+    return {**values, **complete}
 
 
 def one_of(*allowed: str) -> CheckedText:

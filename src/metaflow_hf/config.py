@@ -50,6 +50,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "parse_yaml",
+    "read_yaml",
 ]
 
 # The seed's flat spelling: key -> the section where it lives.
@@ -129,13 +130,18 @@ def parse_yaml(text: str, *, where: str = "configuration") -> dict[str, Any]:
     return values
 
 
-def load_config(path: Path) -> TrainConfig:
-    """The configuration in a YAML file. Raises ``ConfigError``, also for a file that cannot be read."""
+def read_yaml(path: Path) -> dict[str, Any]:
+    """What a YAML file holds. Raises ``ConfigError``, also for a file that cannot be read."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
-    return TrainConfig.parse(parse_yaml(text, where=path.name), where=path.name)
+    return parse_yaml(text, where=path.name)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """The configuration in a YAML file. Raises ``ConfigError``, also for a file that cannot be read."""
+    return TrainConfig.parse(read_yaml(path), where=path.name)
 
 
 _SECTIONS: Final = frozenset(name for name in TrainConfig.model_fields if name != "hub")

@@ -37,7 +37,7 @@ def _explain(
         allowed = str(item["ctx"]["error"])
     given = item["input"]
     choices = [str(choice) for choice in _literals(annotation)]
-    close = difflib.get_close_matches(str(given), choices, n=1) if isinstance(given, str) else []
+    close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5) if isinstance(given, str) else []
     hint = f"; did you mean {close[0]!r}?" if close else ""
     constraint = ""
     if item["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
@@ -106,5 +106,7 @@ def _spell(annotation: Any) -> str:
         return " or ".join(repr(option) for option in options)
     if origin in (list, tuple):
         return f"a list of {_spell(options[0])}" if options else "a list"
+    if origin is dict:
+        return "a mapping"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(annotation, "a section" if _section_in(annotation) else str(annotation))

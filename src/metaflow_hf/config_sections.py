@@ -42,7 +42,7 @@ class ModelConfig(Section):
 
     ``reference`` continues from a model of this datastore: the key of a reference, a run (``TrainFlow/17``, whose
     artifact ``model`` it is) or a flow (its latest successful run). ``initialise: random`` takes only the architecture
-    and the tokenizer of ``repo_id``. ``dtype`` is that of the computation and of the model that comes out; what is trained is
+    and the tokenizer of ``repo_id``, with the values of ``architecture`` in place of those in its config.json. ``dtype`` is that of the computation and of the model that comes out; what is trained is
     held in fp32. ``compile`` is torch.compile.
     """
 
@@ -51,6 +51,7 @@ class ModelConfig(Section):
     reference: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     initialise: Literal["pretrained", "random"] = "pretrained"
+    architecture: dict[str, Any] = {}
     lora: LoraConfig | None = None
     compile: bool = False
     trust_remote_code: bool = False
@@ -65,6 +66,8 @@ class ModelConfig(Section):
     def _one_beginning(self) -> Self:
         if self.reference is not None and self.repo_id is not None:
             raise ValueError("repo_id and reference both say where to begin: keep one of them")
+        if self.architecture and self.initialise == "pretrained":
+            raise ValueError("architecture changes the shape of the weights: set initialise: random")
         if self.initialise == "random" and self.lora is not None:
             raise ValueError(
                 "adapters on random weights learn nothing of use: take initialise: pretrained, or no lora"

@@ -6,6 +6,7 @@ standard library is imported, so that a decorator may ask too.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +83,19 @@ def node_cache_root() -> Path:
     return Path(tempfile.gettempdir()) / f"metaflow-hf-{os.getuid()}"
 
 
+def explicit_node_cache() -> str | None:
+    """``METAFLOW_HF_CACHE`` as it is set."""
+    return os.environ.get("METAFLOW_HF_CACHE") or None
+
+
+def set_node_cache(place: str | None) -> None:
+    """Sets ``METAFLOW_HF_CACHE`` for this process and its children; ``None`` takes it back."""
+    if place is None:
+        os.environ.pop("METAFLOW_HF_CACHE", None)
+    else:
+        os.environ["METAFLOW_HF_CACHE"] = place
+
+
 def node_cache_bytes() -> int | None:
     """How much the node's cache may hold (``METAFLOW_HF_CACHE_BYTES``); ``None`` leaves it to the default."""
     value = os.environ.get("METAFLOW_HF_CACHE_BYTES", "")
@@ -115,6 +129,6 @@ def visible_gpus() -> list[str] | None:
     return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
 
 
-def see_only_gpu(gpu: str) -> None:
-    """Makes ``gpu`` (an index or a UUID) the only one that this process sees; before CUDA is first used."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+def see_only_gpus(gpus: Sequence[str]) -> None:
+    """Makes ``gpus`` (indices or UUIDs) the only ones that this process sees; before CUDA is first used."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

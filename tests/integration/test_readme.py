@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from metaflow_hf.demo.fixtures import fixture_content
-
 from .conftest import ROOT, Shell
 
 pytestmark = pytest.mark.timeout(300)
 
 
 def test_its_commands_are_known(readme):
-    """Each of them is run by a test: the first two and the last by ``make`` and ``test_demo``."""
+    """Each of them is run by a test: the first two and the last by ``make`` and ``test_demo``, the others by ``test_init``
+    and ``test_plan``.
+    """
     assert [command[:2] for command in readme.commands] == [
         ["make", "demo"],
         ["make", "test"],
+        ["metaflow", "hf"],
         ["python", "flows/train_flow.py"],
         ["python", "flows/generate_flow.py"],
     ]
@@ -35,24 +36,6 @@ def test_the_flow_of_ten_lines(shell: Shell, hub, readme):
     with hub.log.new() as log:
         shell.succeed("cache_flow.py", "run", HF_ENDPOINT=hub.url)
     assert log.file_bytes() == 0
-
-
-def test_fine_tuning_from_the_real_hub(shell: Shell, start_hub, readme):
-    """The command as it stands, with a hub on localhost where the real one would be."""
-    content = fixture_content()
-    words = [f"word{number}" for number in range(40)]
-    rows = "".join(f'{{"text": "Once upon a time {" ".join(words[n % 7 : n % 31])}"}}\n' for n in range(600))
-    content.add("roneneldan/TinyStories", {"train.jsonl": rows.encode()}, repo_type="dataset")
-    server = start_hub(content)
-    command = readme.commands[2]
-    arguments = [
-        str(ROOT / word) if word.startswith(("flows/", "configs/")) else word for word in command[1:]
-    ]
-    output = shell.succeed(*arguments, timeout=280, HF_ENDPOINT=server.url)
-    assert "gpt2 @ " in output
-    assert "hf://roneneldan/TinyStories @ " in output
-    loss = [float(re.search(rf"│ +{row} training +([\d.]+)", output)[1]) for row in ("before", "after")]
-    assert loss[1] < loss[0]
 
 
 def test_the_folders_exist(readme):

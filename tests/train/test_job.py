@@ -195,6 +195,57 @@ def test_each_branch_sees_its_own_gpu(monkeypatch, visible, branch, workers, see
     assert os.environ["CUDA_VISIBLE_DEVICES"] == seen
 
 
+def test_a_worker_of_several_gpus_sees_its_own_and_no_more_than_it_has(monkeypatch):
+    monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c,GPU-d")
+    devices.take_share(1, 2, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-c,GPU-d"
+    devices.take_share(1, 2, 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-c,GPU-d"
+
+
+@pytest.mark.parametrize(
+    ("visible", "rounds", "said"),
+    [
+        (
+            "0,1",
+            {"workers": 3},
+            r"3 workers need 3 GPUs, and this machine shows 2: .* Pass --num_gpus 2 \(0: all\)",
+        ),
+        (
+            "0,1,2",
+            {"workers": 2, "gpus_per_worker": 2},
+            r"2 workers of 2 GPUs each .* need 4 GPUs, .* Pass --num_gpus 1 ",
+        ),
+        ("0,1", {"workers": 3, "share_gpus": True}, None),
+        ("0,1", {"workers": 2}, None),
+        ("", {"workers": 3}, None),
+    ],
+)
+def test_more_workers_than_gpus_are_refused(monkeypatch, visible, rounds, said):
+    monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    values = {**DEMO, "rounds": rounds}
+    if said is None:
+        job(values)
+        return
+    with pytest.raises(ConfigError, match=said):
+        job(values)
+    # Elsewhere each has a machine of its own.
+    monkeypatch.setenv("METAFLOW_RUNTIME_ENVIRONMENT", "kubernetes")
+    job(values)
+
+
+def test_all_gpus_are_those_of_this_machine(monkeypatch):
+    monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
+    assert job(num_gpus=0).config.rounds.workers == 4
+    assert job({**DEMO, "rounds": {"gpus_per_worker": 2}}, num_gpus=0).config.rounds.workers == 2
+    monkeypatch.setenv("METAFLOW_RUNTIME_ENVIRONMENT", "kubernetes")
+    with pytest.raises(ConfigError, match="give the number of branches"):
+        job(num_gpus=0)
+
+
 def test_a_pod_has_its_machine_for_itself(monkeypatch):
     monkeypatch.setenv("METAFLOW_RUNTIME_ENVIRONMENT", "kubernetes")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")

@@ -34,8 +34,8 @@ def test_batches_that_are_accumulated_are_one_large_batch(training, packing):
         training, TEXTS, data={**data, "batch_size": 2}, optimizer={"gradient_accumulation_steps": 3}
     )
     assert losses_of(whole) == pytest.approx(losses_of(parts), rel=1e-5)
-    for name, value in trained_parameters(whole._model).items():
-        torch.testing.assert_close(value, trained_parameters(parts._model)[name], rtol=1e-4, atol=2e-5)
+    for name, value in trained_parameters(whole._engine.model).items():
+        torch.testing.assert_close(value, trained_parameters(parts._engine.model)[name], rtol=1e-4, atol=2e-5)
 
 
 def test_long_sequences_are_accumulated_too(training):
@@ -43,7 +43,7 @@ def test_long_sequences_are_accumulated_too(training):
     settings = {"rollout": {"use_chunked_training": True, "chunk_size": 16}}
     accumulated = trainer_of(training, texts, optimizer={"gradient_accumulation_steps": 2}, **settings)
     plain = trainer_of(training, texts, optimizer={"gradient_accumulation_steps": 2}, **settings)
-    plain._gradients._is_rolled_out = lambda batch: False
+    plain._engine.gradients._is_rolled_out = lambda batch: False
     assert losses_of(accumulated, texts) == pytest.approx(losses_of(plain, texts), rel=1e-5)
 
 
@@ -54,15 +54,15 @@ def test_half_precision_is_close_and_weights_stay_in_fp32(training, dtype):
     found = losses_of(half)
     assert found == pytest.approx(expected, rel=2e-2)
     assert found != expected
-    assert {p.dtype for p in half._parameters.values()} == {torch.float32}
+    assert {p.dtype for p in half._engine.parameters.values()} == {torch.float32}
 
 
 def test_a_step_that_overflows_in_fp16_is_repeated_with_less(training):
     usual = trainer_of(training, TEXTS, model={"dtype": "float16"})
     high = trainer_of(training, TEXTS, model={"dtype": "float16"})
-    high._scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    high._engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     found = losses_of(high)
-    assert high._scaler.get_scale() < 2.0**40
+    assert high._engine.scaler.get_scale() < 2.0**40
     assert found == pytest.approx(losses_of(usual), rel=1e-2)
     assert all(map(math.isfinite, found))
 
@@ -88,15 +88,15 @@ def test_the_state_of_the_optimiser_goes_on_bit_for_bit(training, tmp_path, sect
     expected = weights_after(through, TEXTS)
     for name, value in weights_after(second, TEXTS).items():
         assert torch.equal(value, expected[name]), name
-    if first._scaler is not None:
-        assert second._scaler.get_scale() == through._scaler.get_scale()
+    if first._engine.scaler is not None:
+        assert second._engine.scaler.get_scale() == through._engine.scaler.get_scale()
 
 
 def _zeros(tmp_path: Path, trainer) -> Path:
     from metaflow_hf.train.tensors import write_all
 
     path = tmp_path / "zeros.safetensors"
-    write_all(path, {name: torch.zeros_like(p) for name, p in trainer._parameters.items()})
+    write_all(path, {name: torch.zeros_like(p) for name, p in trainer._engine.parameters.items()})
     return path
 
 
@@ -104,7 +104,7 @@ def test_eight_bit_moments_learn_as_well_and_are_kept_in_a_byte(training):
     full = losses_of(trainer_of(training, TEXTS * 3, optimizer={"learning_rate": 1e-2}), TEXTS * 3)
     eight = trainer_of(training, TEXTS * 3, optimizer={"learning_rate": 1e-2, "name": "adamw_8bit"})
     assert losses_of(eight, TEXTS * 3)[-1] == pytest.approx(full[-1], rel=0.05)
-    state = eight._optimizer.state[eight._parameters["model.embed_tokens.weight"]]
+    state = eight._engine.optimizer.state[eight._engine.parameters["model.embed_tokens.weight"]]
     assert state["state1"].dtype == torch.uint8
 
 
@@ -140,8 +140,8 @@ def test_gradients_are_clipped_or_not(training):
     def norm_of_step(limit) -> float:
         trainer = trainer_of(training, TEXTS, optimizer={"max_grad_norm": limit})
         batches = [trainer.batches(claim_of(TEXTS))[0]]
-        trainer._optimizer.step = lambda: norms.append(
-            float(torch.nn.utils.get_total_norm([p.grad for p in trainer._parameters.values()]))
+        trainer._engine.optimizer.step = lambda: norms.append(
+            float(torch.nn.utils.get_total_norm([p.grad for p in trainer._engine.parameters.values()]))
         )
         norms: list[float] = []
         trainer._step(batches, 1e-2)
@@ -153,16 +153,16 @@ def test_gradients_are_clipped_or_not(training):
 
 def poisoned(trainer, bad_calls: set[int], what: float = math.nan):
     """The gradients of some steps are not finite, though their loss is."""
-    add = trainer._gradients.add
+    add = trainer._engine.gradients.add
     calls = iter(range(10**6))
 
     def add_and_poison(batches, **arguments):
         loss = add(batches, **arguments)
         if next(calls) in bad_calls:
-            next(iter(trainer._parameters.values())).grad.fill_(what)
+            next(iter(trainer._engine.parameters.values())).grad.fill_(what)
         return loss
 
-    trainer._gradients.add = add_and_poison
+    trainer._engine.gradients.add = add_and_poison
     return trainer
 
 
@@ -184,7 +184,7 @@ def test_gradients_that_are_not_finite_stop_before_they_reach_the_weights(traini
         for step in trainer.train(claim_of(TEXTS), lambda part, tokens: 1e-2):
             steps.append(step)
     assert len(steps) == 1
-    assert all(bool(p.isfinite().all()) for p in trainer._parameters.values())
+    assert all(bool(p.isfinite().all()) for p in trainer._engine.parameters.values())
     (path,) = (tmp_path / "lineage" / "nonfinite").iterdir()
     assert str(path) in str(error.value).replace("file://", "")
     kept = json.loads(path.read_text())
@@ -200,7 +200,7 @@ def test_or_are_left_out_where_that_is_configured(training, caplog):
     total = len(trainer.batches(claim_of(TEXTS)))
     losses = losses_of(trainer)
     assert len(losses) == total - 1 > 1
-    assert all(bool(p.isfinite().all()) for p in trainer._parameters.values())
+    assert all(bool(p.isfinite().all()) for p in trainer._engine.parameters.values())
     assert "training goes on without it" in caplog.text
 
 
@@ -226,11 +226,11 @@ def test_a_compiled_model_trains_the_same(training, monkeypatch):
     texts = TEXTS[:4]
     expected = losses_of(trainer_of(training, texts), texts)
     trainer = trainer_of(training, texts, model={"compile": True})
-    assert compiled == [trainer._model]
+    assert compiled == [trainer._engine.model]
     assert losses_of(trainer, texts) == pytest.approx(expected, rel=1e-5)
     trainer.keep()
     assert (
-        trainer._kept.keys()
+        trainer._engine.kept.keys()
         == dict(AutoModelForCausalLM.from_pretrained(training.model_dir).named_parameters()).keys()
     )
 

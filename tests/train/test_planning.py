@@ -2,7 +2,7 @@
 
 import pytest
 
-from metaflow_hf.train.planning import make_plan
+from metaflow_hf.train.planning import Extent, make_plan
 
 SPEED = 1000.0
 
@@ -16,7 +16,7 @@ def plan_of(training, monkeypatch):
         spec = training.start(data={"epochs": 20}, rounds={"claim_samples": 1, **rounds})
         with training.blocks() as blocks:
             arguments = {"model_dir": training.model_dir, "config": training.config, "base_model": {}}
-            return make_plan(spec, blocks, None, **arguments)
+            return make_plan(Extent.of(spec), blocks, None, **arguments)
 
     return make
 

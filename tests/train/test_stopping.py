@@ -8,10 +8,10 @@ from metaflow_hf.errors import StoreUnavailable, TrainingIncomplete
 from metaflow_hf.events import ClaimDone, DeltaPublished, Notice, RoundClosed, StepDone
 from metaflow_hf.report import parse_events
 from metaflow_hf.train.closing import Pace
+from metaflow_hf.train.engine import Engine
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.stopping import GraceOver, StopReasons
 from metaflow_hf.train.stored_metrics import StoredMetrics, stored_metrics
-from metaflow_hf.train.trainer import ModelTrainer
 
 
 class After:
@@ -48,7 +48,7 @@ def test_a_step_that_is_longer_than_the_grace_time_is_left_in_the_middle(trainin
     listen = After(2, lambda: roll_out_from_now_on.append(True))
     roll_out_from_now_on = []
     passes = []
-    plain = ModelTrainer._loss_and_norm
+    plain = Engine._loss_and_norm
 
     def with_a_stop_in_it(self, batches):
         if roll_out_from_now_on:
@@ -56,7 +56,7 @@ def test_a_step_that_is_longer_than_the_grace_time_is_left_in_the_middle(trainin
             stop.set()
         return plain(self, batches)
 
-    monkeypatch.setattr(ModelTrainer, "_loss_and_norm", with_a_stop_in_it)
+    monkeypatch.setattr(Engine, "_loss_and_norm", with_a_stop_in_it)
     training.start(rounds={"seconds": 60.0})
     with pytest.raises(TrainingIncomplete, match="told to stop"):
         training.work(stop=stop, on_event=listen, pace=Pace(grace=0.0))

@@ -62,7 +62,7 @@ def claim_of(texts) -> Claim:
 def weights_after(trainer, texts) -> dict[str, torch.Tensor]:
     list(trainer.train(claim_of(texts), lambda part, tokens: 1e-2))
     trainer.keep()
-    return {name: tensor.clone() for name, tensor in trainer._kept.items()}
+    return {name: tensor.clone() for name, tensor in trainer._engine.kept.items()}
 
 
 @pytest.mark.parametrize("chunk_size", [16, 40])
@@ -73,7 +73,7 @@ def test_long_documents_go_through_the_rollout_with_the_same_result(training, ch
     assert max(sizes) > 150
     # The same batches, each in one ordinary pass.
     plain = trainer_of(training, texts, rollout={"chunk_size": chunk_size, "use_chunked_training": True})
-    plain._gradients._is_rolled_out = lambda batch: False
+    plain._engine.gradients._is_rolled_out = lambda batch: False
     expected = weights_after(plain, texts)
     for name, value in weights_after(rolled, texts).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
@@ -118,7 +118,7 @@ def test_dropout_depends_on_the_position_alone(training):
     texts = ["the list of a file"] * 4
     trainers = [trainer_of(training, texts) for _ in range(2)]
     for trainer in trainers:
-        trainer._model.model.embed_tokens.register_forward_hook(
+        trainer._engine.model.model.embed_tokens.register_forward_hook(
             lambda module, inputs, output: torch.nn.functional.dropout(output, 0.5)
         )
     first = weights_after(trainers[0], texts)
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_names_the_rows(training):
     texts = ["the list of a file"] * 4
     trainer = trainer_of(training, texts)
     with torch.no_grad():
-        trainer._parameters["model.norm.weight"].fill_(float("nan"))
+        trainer._engine.parameters["model.norm.weight"].fill_(float("nan"))
     with pytest.raises(NonFiniteLoss, match=r"step 1 of position 0 \(block 0, rows 0 to 4\)"):
         list(trainer.train(claim_of(texts), lambda part, tokens: 1e-2))
 

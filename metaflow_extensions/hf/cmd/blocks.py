@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaflow._vendor import click
 
+from .batch_text import print_batch
 from .output import explained, json_option, print_json, print_table, printable, say_on_stderr
 
 if TYPE_CHECKING:
@@ -171,20 +172,7 @@ def preview(dataset: str, tokenizer: str, color: bool | None, as_json: bool, **s
     if as_json:
         print_json(shown.to_json())
         return
-    click.echo(shown.summary())
-    colored = sys.stdout.isatty() if color is None else color
-    for number, sequence in enumerate(shown.sequences):
-        with_loss = sum(piece.has_loss for piece in sequence)
-        click.echo(f"\nsequence {number}: {len(sequence):,} tokens, {with_loss:,} with loss")
-        click.echo(
-            "".join(_marked(text, has_loss, colored) for has_loss, text in shown.spans(number)), color=colored
-        )
-
-
-def _marked(text: str, has_loss: bool, colored: bool) -> str:
-    if colored:
-        return str(click.style(text, fg="green") if has_loss else click.style(text, dim=True))
-    return text if has_loss else f"⟦{text}⟧"
+    print_batch(shown, colored=sys.stdout.isatty() if color is None else color)
 
 
 def _show_lengths(unit: str, lengths: "Lengths", total_rows: int) -> None:

@@ -4,4 +4,5 @@ STEP_DECORATORS_DESC = [
     ("checkpoint", ".checkpoint_decorator.CheckpointDecorator"),
     ("huggingface_hub", ".huggingface_hub_decorator.HuggingfaceHubDecorator"),
     ("model", ".model_decorator.ModelDecorator"),
+    ("pinned_gpus", ".pinned_gpus_decorator.PinnedGpusDecorator"),
 ]

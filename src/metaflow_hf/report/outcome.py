@@ -5,7 +5,7 @@ from them. Nothing here is computed: whoever knows a number writes it down.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from metaflow_hf.events import Evaluated, Sampled
@@ -15,10 +15,11 @@ from metaflow_hf.events import Evaluated, Sampled
 class Plan:
     """What a run is going to do, known before the first step.
 
-    ``tokens``, ``steps``, ``rounds``, ``memory_bytes`` (of one worker) and ``seconds`` are estimates; ``steps``
-    counts the steps of all workers together. ``trainable_parameters`` is None when all of them are trained.
-    ``notes`` are sentences for people (what was chosen and why, warnings); ``configuration`` is YAML with every setting,
-    ``versions`` are (package, version) of what reads it. 0, None and "" mean: not known, and
+    ``tokens``, ``steps``, ``rounds``, ``memory_bytes`` (of one worker) and ``seconds`` are estimates; ``memory`` are its
+    bytes by part, ``disk`` those that the run stores, by what they are for. ``steps`` counts the steps of all workers
+    together. ``trainable_parameters`` is None when all of them are trained. ``notes`` are sentences for people (what was
+    chosen and why, warnings); ``configuration`` is YAML with every setting, ``versions`` are (package, version) of what
+    reads it. 0, None and "" mean: not known, and
     the line is left out.
     """
 
@@ -39,6 +40,8 @@ class Plan:
     batch_size: int = 0
     sequence_length: int = 0
     memory_bytes: int = 0
+    memory: Mapping[str, int] = field(default_factory=dict)
+    disk: Mapping[str, int] = field(default_factory=dict)
     seconds: float | None = None
     lineage: str = ""
     notes: tuple[str, ...] = ()

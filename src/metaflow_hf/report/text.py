@@ -6,7 +6,7 @@ characters appear as escapes, never as what they do.
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from metaflow_hf.events import Evaluated
 from metaflow_hf.report import units
@@ -53,15 +53,24 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("steps", _steps(plan)),
         ("rounds", f"about {units.count(plan.rounds)}" if plan.rounds else ""),
         ("workers", units.count(plan.workers)),
-        (
-            "memory",
-            f"about {units.byte_size(plan.memory_bytes)} a worker for weights, gradients and optimiser"
-            if plan.memory_bytes
-            else "",
-        ),
+        ("memory", _memory(plan)),
+        ("disk", _parts(plan.disk)),
         ("time", f"about {units.duration(plan.seconds)}" if plan.seconds is not None else ""),
         ("lineage", plain(plan.lineage)),
     ]
+
+
+def _memory(plan: Plan) -> str:
+    if not plan.memory_bytes:
+        return ""
+    total = f"about {units.byte_size(plan.memory_bytes)} a worker"
+    return (
+        f"{total}: {_parts(plan.memory)}" if plan.memory else f"{total} for weights, gradients and optimiser"
+    )
+
+
+def _parts(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {units.byte_size(size)}" for name, size in sizes.items() if size)
 
 
 def _parameters(plan: Plan) -> str:

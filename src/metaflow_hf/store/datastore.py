@@ -7,6 +7,7 @@ command line or in plain scripts, Metaflow's own configuration decides.
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -56,14 +57,24 @@ def configured_store() -> ObjectStore:
     return open_store(configured_location())
 
 
-def _configured_datastore() -> tuple[str, str]:
+def existing_store() -> ObjectStore | None:
+    """As ``configured_store``; ``None`` where a local one does not exist yet, which then is not made."""
+    ds_type, ds_root = _active or _configured_datastore(create=False)
+    if ds_type in ("local", "spin") and not (ds_root and Path(ds_root, PREFIX).is_dir()):
+        return None
+    return configured_store()
+
+
+def _configured_datastore(*, create: bool = True) -> tuple[str, str]:
     from metaflow import metaflow_config
     from metaflow.plugins import DATASTORES
 
     wanted = str(metaflow_config.DEFAULT_DATASTORE)
     for storage in DATASTORES:
         if wanted == storage.TYPE:
-            root = storage.get_datastore_root_from_config(logger.debug)
+            root = storage.get_datastore_root_from_config(logger.debug, create_on_absent=create)
+            if not root and not create:
+                return wanted, ""
             if not root:
                 raise UnsupportedStore(
                     f"Metaflow's datastore is {wanted!r} but no root is configured: set "

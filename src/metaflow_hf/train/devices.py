@@ -2,32 +2,63 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from metaflow_hf import environment
+from metaflow_hf.errors import ConfigError
 
 logger = logging.getLogger("metaflow_hf.train")
 
 
-def take_share(branch: int, workers: int) -> None:
-    """Leaves this process one GPU, or its share of the cores, of a machine with ``workers`` branches.
+def take_share(branch: int, workers: int, gpus_per_worker: int = 1) -> None:
+    """Leaves this process its GPUs, or its share of the cores, of a machine with ``workers`` branches.
 
-    The i-th branch gets the i-th visible GPU, several share one when there are more branches than GPUs. Call it
-    before CUDA is first used. Does nothing where the branch does not share its machine.
+    The i-th branch gets the i-th ``gpus_per_worker`` visible GPUs; with more branches than GPUs, several share one.
+    Where as few are visible as it takes, they are its own already (``pinned_gpus``). Call it before CUDA is first used.
+    Does nothing where the branch does not share its machine.
     """
-    if not environment.runs_locally() or workers < 2:
+    if not environment.runs_locally() or workers * gpus_per_worker < 2:
+        return
+    gpus = visible_gpus()
+    if gpus:
+        if len(gpus) > gpus_per_worker:
+            environment.see_only_gpus(share_of(gpus, branch, gpus_per_worker))
         return
     import torch
 
-    gpus = environment.visible_gpus()
-    if gpus is None:
-        gpus = [str(index) for index in range(_physical_gpus())]
-    if gpus:
-        environment.see_only_gpu(gpus[branch % len(gpus)])
-        return
-    threads = threads_per_worker(workers)
+    threads = threads_per_worker(workers * gpus_per_worker)
     torch.set_num_threads(threads)
     logger.info(f"{workers} workers share this machine: {threads} threads each")
+
+
+def share_of(gpus: Sequence[str], branch: int, per_branch: int) -> list[str]:
+    """The GPUs of a branch: the next ones after those of the branch before it, from the first again at the end."""
+    return [gpus[(branch * per_branch + number) % len(gpus)] for number in range(min(per_branch, len(gpus)))]
+
+
+def check_enough_gpus(workers: int, gpus_per_worker: int, *, may_share: bool) -> None:
+    """Raises ``ConfigError`` when the branches of a local run need more GPUs than this machine shows.
+
+    A machine without any trains on its cores.
+    """
+    gpus = visible_gpus() if environment.runs_locally() else []
+    if not gpus or may_share or workers * gpus_per_worker <= len(gpus):
+        return
+    each = f" of {gpus_per_worker} GPUs each (rounds.gpus_per_worker)" if gpus_per_worker > 1 else ""
+    raise ConfigError(
+        f"{workers} workers{each} need {workers * gpus_per_worker} GPUs, and this machine shows {len(gpus)}: two on one GPU "
+        f"are slower than one. Pass --num_gpus {len(gpus) // gpus_per_worker or 1} (0: all), or set rounds.share_gpus: true "
+        "to have it so."
+    )
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES spells them; torch is not asked, so that CUDA is not
+    begun with.
+    """
+    named = environment.visible_gpus()
+    return [str(index) for index in range(_physical_gpus())] if named is None else named
 
 
 def threads_per_worker(workers: int) -> int:
@@ -39,7 +70,6 @@ def threads_per_worker(workers: int) -> int:
 
 
 def _physical_gpus() -> int:
-    # Counting through torch would begin to use CUDA with all of them in sight.
     try:
         return len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
     except FileNotFoundError:

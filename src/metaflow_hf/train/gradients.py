@@ -15,30 +15,64 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
 from metaflow_hf.data.sizes import token_chunk_size
 from metaflow_hf.train.models import compute_dtype
+from metaflow_hf.train.sharding import Replicas
 
 logger = logging.getLogger("metaflow_hf.train")
 
 
 class Gradients:
-    """Forward and backward passes of ``model`` as the configuration wants them."""
+    """Forward and backward passes of ``model`` as the configuration wants them.
 
-    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device) -> None:
+    With ``replicas`` each process makes those of its own rows, through ``wrapped``, and gets the gradients of all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        wrapped: nn.Module,
+        config: TrainConfig,
+        device: torch.device,
+        replicas: Replicas | None = None,
+    ) -> None:
         self._model: Any = model
+        self._wrapped: Any = wrapped
         self._rollout = config.rollout
         self._device = device
+        self._replicas = replicas
         self.dtype = compute_dtype(config.model, device)
 
     def add(self, batches: Sequence[Batch], *, tokens: int, scale: float = 1.0) -> float:
-        """Adds the gradients of ``batches`` to those of the model, and returns their part of the step's mean loss.
-
-        ``tokens`` are the labels that count in the whole step, here and elsewhere; what is added is ``scale`` times the
-        gradient of the sum of losses over that many.
+        """Adds the gradients of ``batches`` to those of the model, and returns the mean loss of the ``tokens`` labels in
+        them that count; what is added is ``scale`` times the gradient of that.
         """
-        parts = [self._add(batch, batch.num_tokens / tokens, scale) for batch in batches]
-        # One transfer for all of them: a GPU works ahead meanwhile.
-        return float(torch.stack(parts).sum())
+        # One transfer for all losses: a GPU works ahead meanwhile.
+        if self._replicas is None:
+            return float(
+                torch.stack([self._pass(batch, batch.num_tokens / tokens, scale) for batch in batches]).sum()
+            )
+        parts = self._add_shares(self._replicas, batches, tokens, scale)
+        return float(self._replicas.sum(torch.stack(parts).sum()))
 
-    def _add(self, batch: Batch, weight: float, scale: float) -> Tensor:
+    def _add_shares(
+        self, replicas: Replicas, batches: Sequence[Batch], tokens: int, scale: float
+    ) -> list[Tensor]:
+        if any(map(self._is_rolled_out, batches)):
+            # The rollout calls parts of the model, of which no wrapper knows.
+            shares = [replicas.share(batch) for batch in batches]
+            parts = [self._pass(batch, counted / tokens, scale) for batch, counted in shares if counted]
+            replicas.sum_gradients(self._model.parameters())
+            return parts or [torch.zeros((), device=self._device)]
+        parts = []
+        for number, batch in enumerate(batches):
+            mine, counted = replicas.share(batch)
+            with replicas.syncing(self._wrapped, is_last=number == len(batches) - 1):
+                # The wrappers average over the processes.
+                part = self._pass(mine, counted / tokens, scale * replicas.size, through=self._wrapped)
+            parts.append(part)
+        return parts
+
+    def _pass(self, batch: Batch, weight: float, scale: float, *, through: Any = None) -> Tensor:
+        """Forward and backward of one batch: its loss times ``weight``, and ``scale`` times the gradient of that."""
         inputs = {
             name: value.to(self._device, non_blocking=True) if isinstance(value, Tensor) else value
             for name, value in batch.to_mapping().items()
@@ -46,7 +80,7 @@ class Gradients:
         with self._autocast():
             if self._is_rolled_out(batch):
                 return self._roll_out(inputs, batch.num_tokens / (weight * scale)) / scale
-            loss: Tensor = self._model(**inputs).loss
+            loss: Tensor = (through or self._model)(**inputs).loss
         loss = loss * weight
         (loss * scale).backward()
         return loss.detach().float()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from metaflow_hf.store.objects import Digest
+from metaflow_hf.train.sharding import is_part, part_like, whole
 from metaflow_hf.train.tensors import Layout, TensorReader, write_tensors
 
 _SCALER: Final = "loss_scale"
@@ -26,7 +27,7 @@ def write_inner(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Digest:
     """Writes the state of this moment as ``kind/parameter``; parameters that never had a gradient have none."""
-    tensors = dict(sorted(_tensors(parameters, optimizer, scaler)))
+    tensors = dict(sorted(inner_tensors(parameters, optimizer, scaler)))
     layouts = {name: Layout(tuple(t.shape), t.dtype) for name, t in tensors.items()}
     return write_tensors(path, layouts, tensors.items())
 
@@ -47,7 +48,13 @@ def read_inner(
         state = found.get(name)
         if state is None or state["step"] == 0:
             continue
-        moments = {kind: value.to(parameter.device) for kind, value in state.items() if kind != "step"}
+        moments = {
+            kind: part_like(parameter, value)
+            if value.shape == parameter.shape
+            else value.to(parameter.device)
+            for kind, value in state.items()
+            if kind != "step"
+        }
         optimizer.state[parameter] = {"step": _step(optimizer, state["step"], parameter), **moments}
     if scaler is not None and _SCALER in reader.names:
         scaler.load_state_dict(
@@ -59,15 +66,17 @@ def read_inner(
         )
 
 
-def _tensors(
+def inner_tensors(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler | None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
+    """The state by name; of parts that several processes hold the whole, on the host, for which all have to ask."""
     for name, parameter in parameters.items():
         for kind, value in optimizer.state.get(parameter, {}).items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
-            yield f"{kind}/{name}", tensor.detach()
+            gathered = whole(tensor.detach())
+            yield f"{kind}/{name}", gathered.cpu() if is_part(tensor) else gathered
     if scaler is not None:
         state = scaler.state_dict()
         yield _SCALER, torch.tensor(float(state["scale"]))

@@ -68,6 +68,8 @@ class TrainingJob:
         branch on the CPU. The embedded hub serves what the configuration names; another model or dataset comes from
         the environment's hub. Raises ``ConfigError`` that lists all mistakes.
         """
+        from metaflow_hf.train.devices import check_enough_gpus
+
         config = TrainConfig.parse(_plain(values))
         if repo_id and reference:
             raise ConfigError("--repo_id and --reference both say where to begin: pass one of them.")
@@ -89,7 +91,7 @@ class TrainingJob:
         if max_tokens is not None:
             given["rounds"] = {"max_tokens": max_tokens}
         if num_gpus is not None:
-            given.setdefault("rounds", {})["workers"] = _branches(num_gpus)
+            given.setdefault("rounds", {})["workers"] = _branches(num_gpus, config.rounds.gpus_per_worker)
         config = config.replace(**given)
         for path, value, flag in (
             ("model.repo_id", config.model.name, "--repo_id"),
@@ -97,6 +99,8 @@ class TrainingJob:
         ):
             if not value:
                 raise ConfigError(f"{path} is required: set it in the configuration or pass {flag}.")
+        rounds = config.rounds
+        check_enough_gpus(rounds.workers, rounds.gpus_per_worker, may_share=rounds.share_gpus)
         return cls(config=config, lineage=quote_part(lineage or run), model_hub=model_hub, data_hub=data_hub)
 
     def to_json(self) -> dict[str, Any]:
@@ -151,7 +155,7 @@ class TrainingJob:
         ``base_model`` is the reference of ``model_dir``. Raises ``LineageMismatch`` with all differences when the
         lineage trains something else, ``ConfigError`` for too little data, ``UnsupportedModelError``.
         """
-        from metaflow_hf.train.planning import check_length, make_plan
+        from metaflow_hf.train.planning import Extent, check_length, make_plan
         from metaflow_hf.train.running import start_lineage
 
         _without_progress_bars()
@@ -168,7 +172,12 @@ class TrainingJob:
                 base_model=base_model,
             )
             return make_plan(
-                spec, training, heldout, model_dir=Path(model_dir), config=self.config, base_model=base_model
+                Extent.of(spec),
+                training,
+                heldout,
+                model_dir=Path(model_dir),
+                config=self.config,
+                base_model=base_model,
             )
 
     def work(
@@ -196,7 +205,7 @@ class TrainingJob:
         from metaflow_hf.train.running import train_worker
         from metaflow_hf.train.worker import new_attempt
 
-        take_share(branch, self.config.rounds.workers)
+        take_share(branch, self.config.rounds.workers, self.config.rounds.gpus_per_worker)
         _without_progress_bars()
         store, attempt = self._lineage_store(), new_attempt(random.SystemRandom())
         listeners = Listeners(
@@ -397,7 +406,9 @@ def started_chunk_samples(lineage: ObjectStore) -> int | None:
     return int(Lineage(lineage).spec().order["chunk_samples"])
 
 
-def _branches(num_gpus: int) -> int:
+def _branches(num_gpus: int, per_branch: int) -> int:
+    from metaflow_hf.train.devices import visible_gpus
+
     if num_gpus < 0:
         raise ConfigError(
             f"--num_gpus {num_gpus}: give a number of branches, or 0 for all GPUs of this machine."
@@ -409,9 +420,7 @@ def _branches(num_gpus: int) -> int:
             "--num_gpus 0 means all GPUs of the machine where the run starts, which has none here: give the number of "
             "branches."
         )
-    import torch
-
-    return max(torch.cuda.device_count(), 1)
+    return max(len(visible_gpus()) // per_branch, 1)
 
 
 def _plain(value: Any) -> Any:

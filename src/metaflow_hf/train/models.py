@@ -4,6 +4,7 @@ Trained parameters are held in fp32, whatever the dtype of the checkpoint: ``mod
 dtype the layers compute and the result is exported.
 """
 
+import difflib
 import json
 import logging
 import threading
@@ -15,9 +16,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from metaflow_hf.config import ModelConfig
-from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.config import ModelConfig, TrainConfig
+from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.train.adapters import CONFIG_FILE, add_adapters, is_adapter, load_adapters
+from metaflow_hf.train.sharding import fill
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -110,6 +112,13 @@ def prepare(model: nn.Module, config: ModelConfig, *, seed: int = 0) -> nn.Modul
     return model
 
 
+def load_trainable(model_dir: Path, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The model as a worker trains it: in fp32 what is trained, the rest in the dtype of the computation."""
+    dtype = torch.float32 if config.model.lora is None else compute_dtype(config.model, device)
+    model = load_model(model_dir, config.model, seed=config.data.seed, dtype=dtype)
+    return prepare(model, config.model, seed=config.data.seed)
+
+
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """What training changes, by name; tied parameters once."""
     return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
@@ -119,7 +128,7 @@ def load_weights(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
     """Copies named tensors into parameters of the same names."""
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+            fill(parameter, tensors[name])
 
 
 def known_positions(model: nn.Module) -> int | None:
@@ -161,6 +170,7 @@ def _architecture(model_dir: Path, config: ModelConfig) -> Any:
         raise UnsupportedModelError(
             f"{model_dir.name} is no model that transformers knows ({_first_line(error)})."
         ) from error
+    architecture = _changed(architecture, config)
     known = AutoModelForCausalLM._model_mapping  # noqa: SLF001  transformers has no public way to ask
     declared = getattr(architecture, "architectures", None) or []
     remote = "AutoModelForCausalLM" in (getattr(architecture, "auto_map", None) or {})
@@ -179,6 +189,26 @@ def _architecture(model_dir: Path, config: ModelConfig) -> Any:
             "Choose a text-generation model."
         )
     return architecture
+
+
+def _changed(architecture: Any, config: ModelConfig) -> Any:
+    """The configured values in place of those that the model came with; what follows from them is made anew."""
+    if not config.architecture:
+        return architecture
+    values = architecture.to_dict()
+    for name in config.architecture:
+        if name not in values:
+            known = [key for key in values if not key.startswith("_")]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}."
+            raise ConfigError(
+                f"model.architecture.{name}: a {type(architecture).__name__} has no such value; {hint}"
+            )
+    if "num_hidden_layers" in config.architecture:
+        values.pop("layer_types", None)
+    if {"hidden_size", "num_attention_heads"} & config.architecture.keys():
+        values.pop("head_dim", None)
+    return type(architecture).from_dict({**values, **config.architecture})
 
 
 def _has_safetensors(model_dir: Path, config: ModelConfig) -> bool:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
+import torch
 import yaml
 
 from metaflow_hf.config import TrainConfig
@@ -17,8 +18,9 @@ from metaflow_hf.data import BlockManager
 from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import HeldOut
-from metaflow_hf.train.models import load_model, load_tokenizer, prepare
+from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -26,36 +28,62 @@ logger = logging.getLogger("metaflow_hf.train")
 
 SAMPLED_ROWS: Final = 200
 FEW_ROUNDS: Final = 40
-# Weights, gradients and the two moments of AdamW, in fp32.
-BYTES_PER_TRAINED_PARAMETER: Final = 16
 # Learned positions end there; rotary ones were never trained beyond.
 _POSITIONS: Final = ("max_position_embeddings", "n_positions")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How much there is: ``samples`` an epoch, held-out ones included, in ``num_positions`` claims of ``claim_samples``
+    over all.
+    """
+
+    lineage: str
+    samples: int
+    claim_samples: int
+    num_positions: int
+    max_tokens: int | None
+
+    @classmethod
+    def of(cls, spec: Spec) -> Self:
+        """That of a started lineage."""
+        return cls(
+            lineage=spec.lineage,
+            samples=int(spec.order["num_samples"]),
+            claim_samples=int(spec.order["claim_samples"]),
+            num_positions=spec.num_positions,
+            max_tokens=spec.max_tokens,
+        )
+
+
 def make_plan(
-    spec: Spec,
+    extent: Extent,
     training: BlockManager,
     heldout: BlockManager | None,
     *,
     model_dir: Path,
     config: TrainConfig,
     base_model: Mapping[str, Any],
+    speed: float | None = None,
 ) -> Plan:
-    """The plan of a started lineage. Tokens are estimated from some rows of the dataset, steps from tokens."""
+    """The plan of a run. Tokens are estimated from some rows of the dataset, steps from tokens.
+
+    ``speed`` is that of one worker in tokens a second, which is otherwise measured on this machine where that is cheap.
+    """
     parameters, trained = _count_parameters(model_dir, config)
-    total = int(spec.order["num_samples"])
-    samples = round(total * (1 - HeldOut.of(training.manifest.total_samples, config).fraction))
+    samples = round(extent.samples * (1 - HeldOut.of(extent.samples, config).fraction))
     sampled = _sample(training, model_dir, config)
     per_sample = sampled.tokens_per_sample
     available = round(samples * config.data.epochs * per_sample)
-    tokens = min(available, spec.max_tokens or available)
-    per_claim = per_sample * spec.order["claim_samples"] * samples / total
-    workers = config.rounds.workers
+    tokens = min(available, extent.max_tokens or available)
+    per_claim = per_sample * extent.claim_samples * samples / extent.samples
     per_step = config.data.batch_size * config.data.sequence_length
-    speed = tokens_per_second(model_dir, config, parameters=parameters)
-    seconds = None if speed is None else tokens / (speed * workers)
+    per_step *= config.optimizer.gradient_accumulation_steps
+    workers = config.rounds.workers
+    speed = speed or tokens_per_second(model_dir, config, parameters=parameters)
     rounds = 0 if speed is None else _rounds(tokens, per_claim, speed, config)
     manifest = training.manifest
+    memory = memory_of_worker(model_dir, config, _likely_dtype(config))
     return Plan(
         base_model=config.model.name,
         model_commit=str(base_model.get("commit_hash", "")),
@@ -65,23 +93,26 @@ def make_plan(
         trainable_parameters=trained,
         samples=samples,
         heldout_samples=min(
-            heldout.manifest.total_samples if heldout else total - samples,
+            heldout.manifest.total_samples if heldout else extent.samples - samples,
             config.evaluation.max_samples,
         ),
         tokens=tokens,
-        claims=min(spec.num_positions, math.ceil(tokens / per_claim)),
-        claim_samples=int(spec.order["claim_samples"]),
+        claims=min(extent.num_positions, math.ceil(tokens / per_claim)),
+        claim_samples=extent.claim_samples,
         steps=math.ceil(tokens / min(per_claim, per_step)),
         rounds=rounds,
-        seconds=seconds,
+        seconds=None if speed is None else tokens / (speed * workers),
         workers=workers,
-        batch_size=config.data.batch_size,
+        batch_size=config.data.batch_size * config.optimizer.gradient_accumulation_steps,
         sequence_length=config.data.sequence_length,
-        memory_bytes=trained * BYTES_PER_TRAINED_PARAMETER + (parameters - trained) * 4,
-        lineage=spec.lineage,
+        memory_bytes=sum(memory.values()),
+        memory=memory,
+        disk=disk_of_run(trained, parameters, config, rounds=rounds),
+        lineage=extent.lineage,
         notes=(
-            *_notes(spec, tokens, per_claim, available, workers),
+            *_notes(extent, tokens, per_claim, available, workers),
             *_few_rounds(rounds, tokens / per_claim, config),
+            *_small_claims(per_claim, per_step, config),
             *sampled.notes(config),
         ),
         configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -98,6 +129,11 @@ def _versions() -> tuple[tuple[str, str], ...]:
         with contextlib.suppress(PackageNotFoundError):
             found.append((name, version(name)))
     return tuple(found)
+
+
+def _likely_dtype(config: TrainConfig) -> torch.dtype:
+    """In which dtype the workers compute, as far as can be told from here."""
+    return compute_dtype(config.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _rounds(tokens: int, per_claim: float, speed: float, config: TrainConfig) -> int:
@@ -141,7 +177,7 @@ class _Sample:
 
 def check_length(model_dir: Path, config: TrainConfig) -> None:
     """Raises ``ConfigError`` when sequences would be longer than the positions that the model knows."""
-    values = json.loads((model_dir / "config.json").read_text("utf-8"))
+    values = json.loads((model_dir / "config.json").read_text("utf-8")) | config.model.architecture
     limits = [values[name] for name in _POSITIONS if isinstance(values.get(name), int)]
     if limits and config.data.sequence_length > limits[0]:
         raise ConfigError(
@@ -151,8 +187,6 @@ def check_length(model_dir: Path, config: TrainConfig) -> None:
 
 
 def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
-    import torch
-
     with torch.device("meta"):
         model = prepare(load_model(model_dir, config.model, initialise=True), config.model)
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -190,7 +224,18 @@ def _sample(blocks: BlockManager, model_dir: Path, config: TrainConfig) -> _Samp
     return _Sample(len(documents), long, counted / len(documents))
 
 
-def _notes(spec: Spec, tokens: int, per_claim: float, available: int, workers: int) -> list[str]:
+def _small_claims(per_claim: float, per_step: int, config: TrainConfig) -> list[str]:
+    """A note where a claim is less than a step, which ends with its claim."""
+    steps = config.optimizer.gradient_accumulation_steps
+    if steps == 1 or per_claim >= per_step:
+        return []
+    note = f"a claim holds about {per_claim:,.0f} tokens, and a step of optimizer.gradient_accumulation_steps = {steps}"
+    return [
+        f"{note} batches {per_step:,}: steps end with their claim. Raise rounds.claim_samples for larger ones."
+    ]
+
+
+def _notes(extent: Extent, tokens: int, per_claim: float, available: int, workers: int) -> list[str]:
     notes = []
     claims_per_worker = tokens / per_claim / workers
     if workers > 1 and claims_per_worker < FEW_ROUNDS:
@@ -198,9 +243,9 @@ def _notes(spec: Spec, tokens: int, per_claim: float, available: int, workers: i
             f"each worker will train about {claims_per_worker:.0f} claims, too few for {FEW_ROUNDS} rounds: lower "
             "rounds.claim_samples or the number of workers for a better model."
         )
-    if spec.max_tokens is not None and spec.max_tokens > available:
+    if extent.max_tokens is not None and extent.max_tokens > available:
         notes.append(
-            f"the data holds about {available:,} tokens, fewer than rounds.max_tokens = {spec.max_tokens:,}: training "
+            f"the data holds about {available:,} tokens, fewer than rounds.max_tokens = {extent.max_tokens:,}: training "
             "ends with the data; raise data.epochs to go over it again."
         )
     return notes

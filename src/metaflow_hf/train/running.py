@@ -26,7 +26,7 @@ from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_att
 from metaflow_hf.train.heldout import held_out, training_samples
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
-from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf.train.models import load_model, load_tokenizer, load_trainable, prepare, trained_parameters
 from metaflow_hf.train.nonfinite import save_bad_step
 from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
@@ -34,6 +34,7 @@ from metaflow_hf.train.schedule import Budget, Schedule
 from metaflow_hf.train.spec import check_same, make_spec, order_of
 from metaflow_hf.train.stopping import StopReasons
 from metaflow_hf.train.stored_metrics import StoredMetrics
+from metaflow_hf.train.team import open_team
 from metaflow_hf.train.tensors import write_all
 from metaflow_hf.train.trainer import ModelTrainer
 from metaflow_hf.train.validation import Validator
@@ -136,52 +137,54 @@ def train_worker(
         heartbeat.progress()
         reasons.raise_when_over()
 
-    model = _trainable_model(model_dir, config, place)
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-    trainer = ModelTrainer(
-        model,
-        tokenizer,
-        blocks,
-        order,
-        config,
-        text_column=config.data.text_column or blocks.text_column,
-        device=place,
-        held_out=held_out(blocks, config),
-        progress=progress,
-        save_bad=lambda step: save_bad_step(store, step),
-    )
-    plan = _plan(config, spec, order)
-    metrics = StoredMetrics(store, attempt, clock=clock)
-    listener = fan_out(on_event, metrics)
-    validator = Validator(
-        lineage=target,
-        attempt=attempt,
-        settings=config.evaluation,
-        measure=measuring(model, tokenizer, blocks, heldout, config),
-        on_event=listener,
-    )
-    with tempfile.TemporaryDirectory(prefix="worker-") as scratch, closing(metrics):
-        worker = assemble_worker(
-            plan=plan,
-            lineage=target,
-            blocks=blocks,
-            order=order,
-            trainer=trainer,
-            heartbeat=heartbeat,
-            scratch=Path(scratch),
-            attempt=attempt,
-            rounds=config.rounds,
-            pace=pace,
-            on_event=listener,
-            validator=validator if config.evaluation.every_rounds is not None else None,
-            stop=reasons,
-            clock=clock,
-            sleep=sleep,
-            rng=rng,
+    with open_team(model_dir, config, place) as team:
+        model = load_trainable(model_dir, config, place)
+        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        trainer = ModelTrainer(
+            model,
+            tokenizer,
+            blocks,
+            order,
+            config,
+            text_column=config.data.text_column or blocks.text_column,
+            device=place,
+            held_out=held_out(blocks, config),
+            progress=progress,
+            save_bad=lambda step: save_bad_step(store, step),
+            team=team,
         )
-        trainer.foresee = worker.ledger.foresee
-        with closing(trainer):
-            worker.run()
+        plan = _plan(config, spec, order)
+        metrics = StoredMetrics(store, attempt, clock=clock)
+        listener = fan_out(on_event, metrics)
+        validator = Validator(
+            lineage=target,
+            attempt=attempt,
+            settings=config.evaluation,
+            measure=measuring(model, tokenizer, blocks, heldout, config),
+            on_event=listener,
+        )
+        with tempfile.TemporaryDirectory(prefix="worker-") as scratch, closing(metrics):
+            worker = assemble_worker(
+                plan=plan,
+                lineage=target,
+                blocks=blocks,
+                order=order,
+                trainer=trainer,
+                heartbeat=heartbeat,
+                scratch=Path(scratch),
+                attempt=attempt,
+                rounds=config.rounds,
+                pace=pace,
+                on_event=listener,
+                validator=validator if config.evaluation.every_rounds is not None else None,
+                stop=reasons,
+                clock=clock,
+                sleep=sleep,
+                rng=rng,
+            )
+            trainer.foresee = worker.ledger.foresee
+            with closing(trainer):
+                worker.run()
 
 
 def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
@@ -207,13 +210,6 @@ def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
         keep_all=rounds.keep == "all",
         describe=describe,
     )
-
-
-def _trainable_model(model_dir: Path, config: TrainConfig, device: torch.device) -> torch.nn.Module:
-    # Only what is trained has to be fp32.
-    dtype = torch.float32 if config.model.lora is None else compute_dtype(config.model, device)
-    model = load_model(model_dir, config.model, seed=config.data.seed, dtype=dtype)
-    return prepare(model, config.model, seed=config.data.seed)
 
 
 def _store_initial_weights(lineage: Lineage, scratch: Path, model_dir: Path, config: TrainConfig) -> Payload:

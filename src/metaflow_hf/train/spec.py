@@ -122,6 +122,7 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
             # Adapters are trained on weights that are in no round, and a reference may come to mean another model.
             "base": weights_digest(model_dir) if config.model.lora or config.model.reference else None,
             "dtype": config.model.dtype,
+            "changes": config.model.architecture,
             "initialise": config.model.initialise,
             "lora": config.model.lora and config.model.lora.model_dump(mode="json", exclude={"save"}),
         },

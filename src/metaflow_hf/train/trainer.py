@@ -6,14 +6,13 @@ by the run's seed and the position, so it does not matter which worker trains it
 
 import logging
 import math
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
@@ -21,22 +20,16 @@ from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import NonFiniteLoss
 from metaflow_hf.store.objects import Digest
-from metaflow_hf.train.delta import delta_layouts, encode_delta
+from metaflow_hf.train.engine import Engine
 from metaflow_hf.train.feed import Feed, RowReader
-from metaflow_hf.train.gradients import Gradients
 from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut
-from metaflow_hf.train.inner import read_inner, write_inner
 from metaflow_hf.train.isolation import require_isolation
-from metaflow_hf.train.models import known_positions, load_weights, trained_parameters
+from metaflow_hf.train.models import known_positions
 from metaflow_hf.train.nonfinite import MOST_IN_A_ROW, BadStep
-from metaflow_hf.train.optimizers import make_optimizer
 from metaflow_hf.train.records import Encoding
-from metaflow_hf.train.tensors import TensorReader, write_tensors
+from metaflow_hf.train.team import Team
 
 logger = logging.getLogger("metaflow_hf.train")
-
-# Gradients that overflow with less are not too large for fp16 alone.
-SMALLEST_SCALE: Final = 1.0
 
 LearningRate = Callable[[float, int], float]
 
@@ -100,16 +93,10 @@ class ModelTrainer:
         held_out: HeldOut = NOTHING_HELD_OUT,
         progress: Callable[[], None] = lambda: None,
         save_bad: Callable[[BadStep], str] = lambda _: "",
+        team: Team | None = None,
     ) -> None:
-        self._model = model.to(device).train()
         if config.data.packing == "isolated":
-            require_isolation(self._model)
-        if config.model.compile:
-            self._model.compile()
-        else:
-            # Every pass over a token chunk begins with its embeddings, so a long sequence is seen to move.
-            embeddings: nn.Module = getattr(model, "get_input_embeddings", lambda: model)()
-            embeddings.register_forward_hook(lambda *_: progress())
+            require_isolation(model)
         self._feed = Feed(
             rows,
             order,
@@ -120,24 +107,18 @@ class ModelTrainer:
             held_out=held_out,
         )
         self.foresee: Callable[[], Claim | None] = lambda: None
+        self._team = team
         self._save_bad = save_bad
         self._config = config
         self._settings = config.optimizer
         self._device = device
-        self._parameters = trained_parameters(self._model)
-        self._optimizer = make_optimizer(self._parameters, self._settings, self._model)
-        self._gradients = Gradients(self._model, config, device)
-        half = self._gradients.dtype == torch.float16
-        self._scaler = torch.amp.GradScaler(device.type) if half else None
+        self._engine = Engine(
+            model, config, device, replicas=team.replicas if team else None, progress=progress
+        )
         self._bad_in_a_row = 0
-        self._kept: dict[str, Tensor] = {}
 
     def load(self, weights: Path, inner: Path | None) -> None:
-        with TensorReader(weights) as reader:
-            load_weights(self._parameters, reader)
-        if inner is not None:
-            with TensorReader(inner) as reader:
-                read_inner(reader, self._parameters, self._optimizer, self._scaler)
+        self._all("load", weights, inner)
 
     def train(self, claim: Claim, learning_rate: LearningRate) -> Iterator[Step]:
         steps = _grouped(self._feed.take(claim), self._settings.gradient_accumulation_steps)
@@ -146,7 +127,7 @@ class ModelTrainer:
         tokens = 0
         seed_devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices=seed_devices):
-            torch.manual_seed(_seed(self._config.data.seed, claim.position))
+            self._all("seed", _seed(self._config.data.seed, claim.position))
             for number, batches in enumerate(steps):
                 rate = learning_rate(number / len(steps), tokens)
                 loss, norm = self._step(batches, rate)
@@ -166,64 +147,27 @@ class ModelTrainer:
         self._feed.close()
 
     def keep(self) -> None:
-        for name, parameter in self._parameters.items():
-            if name in self._kept:
-                self._kept[name].copy_(parameter.detach())
-            else:
-                self._kept[name] = parameter.detach().cpu().clone()
+        self._all("keep")
 
     def write(self, path: Path, base: Path, encoding: Encoding) -> Digest:
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._kept.items()}
-        with TensorReader(base) as reader:
-            return write_tensors(
-                path, delta_layouts(shapes, encoding), encode_delta(self._kept, reader, encoding)
-            )
+        return self._engine.write(path, base, encoding)
 
     def write_inner(self, path: Path) -> Digest:
-        return write_inner(path, self._parameters, self._optimizer, self._scaler)
+        digest: Digest = self._all("write_inner", path)
+        return digest
 
     def memory_bytes(self) -> int:
-        if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return self._engine.memory_bytes()
 
     def _step(self, batches: Sequence[Batch], learning_rate: float) -> tuple[float, float]:
-        """One step of the optimiser: the mean loss and the norm of the gradients. Nothing moves unless both are finite."""
-        loss, norm = self._loss_and_norm(batches)
-        while self._overflowed(loss, norm):
-            self._optimizer.zero_grad(set_to_none=True)
-            loss, norm = self._loss_and_norm(batches)
-        if math.isfinite(loss) and math.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        loss, norm = self._all("step", batches, learning_rate)
         return loss, norm
 
-    def _loss_and_norm(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        tokens = sum(batch.num_tokens for batch in batches)
-        if self._scaler is None:
-            return self._gradients.add(batches, tokens=tokens), self._clip()
-        loss = self._gradients.add(batches, tokens=tokens, scale=self._scaler.get_scale())
-        # The factor is in the gradients already; this makes the scaler know its device.
-        self._scaler.scale(torch.zeros((), device=self._device))
-        self._scaler.unscale_(self._optimizer)
-        norm = self._clip()
-        self._scaler.update()
-        return loss, norm
-
-    def _overflowed(self, loss: float, norm: float) -> bool:
-        """Whether gradients were too large for fp16 only, so that the step is worth repeating with half the scale."""
-        if self._scaler is None or not math.isfinite(loss) or math.isfinite(norm):
-            return False
-        return self._scaler.get_scale() >= SMALLEST_SCALE
-
-    def _clip(self) -> float:
-        limit = self._settings.max_grad_norm
-        gradients = self._parameters.values()
-        if limit is not None:
-            return float(nn.utils.clip_grad_norm_(gradients, limit))
-        return float(nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None]))
+    def _all(self, method: str, *arguments: Any) -> Any:
+        """The same call of the engine in every process of this worker."""
+        if self._team is not None:
+            self._team.tell(method, *arguments)
+        return getattr(self._engine, method)(*arguments)
 
     def _is_finite(self, loss: float, norm: float) -> bool:
         if math.isfinite(loss) and math.isfinite(norm):

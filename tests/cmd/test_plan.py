@@ -1,0 +1,226 @@
+"""``metaflow hf validate | plan | preview``: each configuration, before anything is run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from metaflow._vendor.click.testing import CliRunner
+from stand_ins import stand_in_hub
+from transformers import AutoTokenizer
+
+from metaflow_extensions.hf.cmd.group import hf
+from metaflow_hf.config import load_config
+from metaflow_hf.data import build_blocks
+from metaflow_hf.store import configured_store, datastore
+from metaflow_hf.store.models import save_directory
+from metaflow_hf.train.dry_run import DryRun
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+@pytest.fixture
+def place(start_hub, tmp_path: Path, monkeypatch) -> Path:
+    """An empty directory with the stand-ins of what the configurations name."""
+    start_hub(stand_in_hub())
+    directory = tmp_path / "project"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    # As in a shell, where no task of a flow says which datastore it uses.
+    local = ("local", str(directory / ".metaflow"))
+    monkeypatch.setattr(datastore, "_configured_datastore", lambda *, create=True: local)
+    return directory
+
+
+def call(*arguments: object, status: int = 0) -> str:
+    done = CliRunner(mix_stderr=False).invoke(hf, [*map(str, arguments)])
+    assert done.exit_code == status, f"{done.stdout}{done.stderr}"
+    return done.stdout if status == 0 else done.stderr
+
+
+def everything_below(directory: Path) -> set[str]:
+    """All but what the libraries of the hub remember in a cache of their own."""
+    found = {str(path.relative_to(directory)) for path in directory.rglob("*")}
+    return {path for path in found if not path.startswith("hf-home")}
+
+
+def trained_model(tmp_path: Path) -> str:
+    """What another flow saved: its key."""
+    from stand_ins import _model
+
+    source = tmp_path / "trained"
+    source.mkdir()
+    for name, data in _model().items():
+        (source / name).write_bytes(data)
+    return save_directory(configured_store(), source, flow="TrainFlow", run="17", step="merge", task="5").key
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "demo.yaml"])
+def test_each_configuration_is_planned_and_nothing_is_written(name: str, place: Path, tmp_path: Path):
+    config = load_config(CONFIGS / name)
+    options: list[object] = ["--tokens-per-second", 1_000_000]
+    if config.model.reference:
+        options += ["--reference", trained_model(tmp_path)]
+    before = everything_below(tmp_path)
+    answer = json.loads(call("plan", CONFIGS / name, *options, "--json"))
+    assert everything_below(tmp_path) == before
+    plan = answer["plan"]
+    assert plan["tokens"] > 0
+    assert plan["seconds"] > 0
+    assert plan["memory"]["activations"] > 0
+    assert plan["memory_bytes"] == sum(plan["memory"].values())
+    assert {"model", "dataset", "rounds", "result"} <= plan["disk"].keys()
+    assert (plan["trainable_parameters"] < plan["parameters"]) == (config.model.lora is not None)
+    if name == "pretrain_small.yaml":
+        assert plan["parameters"] > 10_000_000
+    rows = 100 if name == "chat.yaml" else 400
+    held_out = 0 if config.data.evaluation_dataset else config.data.heldout_samples
+    assert plan["samples"] + held_out == pytest.approx(rows, abs=30)
+
+
+def test_a_plan_tells_steps_time_and_settings(place: Path, tmp_path: Path):
+    (place / "mine.yaml").write_text(
+        "model: {repo_id: gpt2}\n"
+        "data: {dataset: 'hf://roneneldan/TinyStories', heldout_samples: 40, sequence_length: 32, batch_size: 2}\n"
+        "optimizer: {gradient_accumulation_steps: 3}\n"
+        "rounds: {claim_samples: 20}\n"
+        "dataset_chunk_size: 20\n"
+        "chunk_size: 512\n"
+    )
+    text = call("plan", "mine.yaml", "--max_tokens", 3840, "--num_gpus", 2)
+    assert "about 20 of 6 sequences x 32 tokens" in text
+    assert "activations" in text
+    # It was tried on this machine.
+    assert re.search(r"^  time +about ", text, re.MULTILINE)
+    assert re.search(r"rollout.chunk_size +512  \(mine.yaml\)", text)
+    assert re.search(r"rounds.max_tokens +3840  \(parameter\)", text)
+    assert "roneneldan/TinyStories @ " in text
+    assert "optimizer.eps" not in text
+
+
+def test_the_preview_is_what_a_worker_would_train(place: Path, hub_environment):
+    (place / "mine.yaml").write_text(
+        "model: {repo_id: HuggingFaceTB/SmolLM2-135M-Instruct}\n"
+        "data: {dataset: 'hf://HuggingFaceTB/smoltalk:everyday-conversations', heldout_samples: 10,\n"
+        "  sequence_length: 128, batch_size: 2, dataset_chunk_size: 20, samples_per_block: 40}\n"
+        "rounds: {claim_samples: 5}\n"
+    )
+    first = json.loads(call("preview", "mine.yaml", "--position", 3, "--json"))
+    assert not (place / ".metaflow").exists()
+    # A dataset that is built is read from there, and gives the same.
+    build_blocks(
+        "hf://HuggingFaceTB/smoltalk:everyday-conversations",
+        place / ".metaflow/mf.hf/datasets/built",
+        samples_per_block=40,
+    )
+    (place / "mine.yaml").write_text(
+        (place / "mine.yaml")
+        .read_text()
+        .replace("hf://HuggingFaceTB/smoltalk:everyday-conversations", "datasets/built")
+    )
+    assert json.loads(call("preview", "mine.yaml", "--position", 3, "--json")) == first
+    text = call("preview", "mine.yaml", "--position", 3)
+    assert "⟦<|im_start|>user\nSay " in text
+    assert f"block {first['block_id']}, rows {first['rows'][0]} to {first['rows'][1] - 1}: batch 0 of" in text
+    said = "no position 999"
+    assert said in call("preview", "mine.yaml", "--position", 999, status=1)
+    assert "there is no batch 77" in call("preview", "mine.yaml", "--batch", 77, status=1)
+
+
+def test_the_tokens_of_a_preview_are_those_of_the_training(place: Path, tmp_path: Path, monkeypatch):
+    """The first step of a worker takes the batch that the preview showed."""
+    from metaflow_hf.config import parse_yaml
+    from metaflow_hf.train.gradients import Gradients
+    from metaflow_hf.train.job import TrainingJob
+
+    source = "data: {dataset: 'hf://roneneldan/TinyStories', heldout_samples: 40, sequence_length: 64, batch_size: 2}\n"
+    text = f"model: {{repo_id: gpt2}}\n{source}rounds: {{claim_samples: 5, max_tokens: 500}}\ndataset_chunk_size: 20\n"
+    (place / "mine.yaml").write_text(text)
+    shown = json.loads(call("preview", "mine.yaml", "--json"))
+    trained = []
+    add = Gradients.add
+    monkeypatch.setattr(
+        Gradients,
+        "add",
+        lambda self, batches, **kwargs: trained.extend(batches) or add(self, batches, **kwargs),
+    )
+    from metaflow_hf.hub import snapshot_download
+
+    model_dir = snapshot_download("gpt2", local_dir=str(tmp_path / "gpt2"))
+    monkeypatch.setattr(datastore, "_active", ("local", str(place / ".metaflow")))
+    job = TrainingJob.configured(parse_yaml(text), run="F-1").build()
+    job.begin(model_dir, {})
+    job.work(model_dir, branch=0, write=lambda _: None)
+    first = trained[0]
+    expected = [
+        ids[mask.bool()].tolist() for ids, mask in zip(first.input_ids, first.attention_mask, strict=True)
+    ]
+    assert [[piece["token"] for piece in sequence] for sequence in shown["sequences"]] == expected
+    assert AutoTokenizer.from_pretrained(model_dir).decode(expected[0])[:20]
+
+
+def test_all_mistakes_of_a_file_are_said_at_once_and_no_hub_is_asked(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    file = tmp_path / "wrong.yaml"
+    file.write_text("model: {repo: gpt2, dtype: fp16}\noptimiser: {}\nrounds: {workers: 0}\n")
+    said = call("validate", file, status=1)
+    assert "wrong.yaml: 4 mistakes" in said
+    for line in (
+        "model.dtype: must be 'auto' or 'float32' or 'bfloat16' or 'float16', got 'fp16'; did you mean 'float16'?",
+        "model.repo: unknown key; did you mean 'repo_id'?",
+        "rounds.workers: must be a whole number (greater than 0), got 0",
+        "optimiser: unknown key; did you mean 'optimizer'?",
+    ):
+        assert line in said
+    assert "line 1, column 10" in call("validate", write(tmp_path, "model: [1"), status=1)
+    assert "model.repo_id is required" in call("validate", write(tmp_path, "data: {dataset: x}"), status=1)
+
+
+def write(directory: Path, text: str) -> Path:
+    path = directory / "short.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_valid_file_is_shown_with_where_each_value_comes_from(tmp_path: Path):
+    file = write(tmp_path, "model: {repo_id: gpt2}\ndata: {dataset: x}\nchunk_size: 512\n")
+    found = {one["path"]: one for one in json.loads(call("validate", file, "--max_tokens", 7, "--json"))}
+    assert found["model.repo_id"] == {"path": "model.repo_id", "value": "gpt2", "source": "short.yaml"}
+    assert found["rollout.chunk_size"]["source"] == "short.yaml"
+    assert found["rounds.max_tokens"] == {"path": "rounds.max_tokens", "value": 7, "source": "parameter"}
+    assert found["optimizer.name"]["source"] == ""
+    assert re.search(r"^optimizer.name +adamw +default$", call("validate", file), re.MULTILINE)
+    assert call("validate", file, "--quiet") == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        ("repo_id: gpt3", "hf://roneneldan/TinyStories", "gpt3"),
+        ("repo_id: gpt2", "hf://roneneldan/TinyStory", "roneneldan/TinyStory"),
+        ("reference: models/TrainFlow/1/x.json", "hf://roneneldan/TinyStories", "nothing is stored under"),
+        (
+            "repo_id: gpt2, initialise: random, architecture: {hiden_size: 64}",
+            "hf://roneneldan/TinyStories",
+            "model.architecture.hiden_size: a LlamaConfig has no such value; did you mean 'hidden_size'?",
+        ),
+    ],
+)
+def test_what_does_not_exist_is_named(place: Path, model: str, data: str, said: str):
+    (place / "mine.yaml").write_text(f"model: {{{model}}}\ndata: {{dataset: '{data}'}}\n")
+    assert said in call("plan", "mine.yaml", status=1)
+
+
+def test_a_dry_run_leaves_no_directory_behind(place: Path, tmp_path: Path, monkeypatch):
+    import tempfile
+
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(DryRun, "plan", lambda *_, **__: 1 / 0)
+    (place / "mine.yaml").write_text(
+        "model: {repo_id: gpt2}\ndata: {dataset: 'hf://roneneldan/TinyStories'}\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(hf, ["plan", "mine.yaml"], catch_exceptions=False)
+    assert list((tmp_path / "scratch").iterdir()) == []

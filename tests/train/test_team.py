@@ -1,0 +1,169 @@
+"""A worker of several processes does what one process does: the same losses, the same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from metaflow_hf.errors import ConfigError, TrainingIncomplete
+from metaflow_hf.events import RoundClosed, StepDone
+from metaflow_hf.train import team
+from metaflow_hf.train.lineage import Lineage
+
+from .test_one_worker import final_weights
+
+
+def losses_and_weights(training, tmp_path, name: str, **rounds):
+    training.lineage = name
+    training.store = training.store.child(name)
+    steps: list[StepDone] = []
+    training.start(rounds={"max_tokens": 1500, "seconds": 60.0, **rounds})
+    training.work(on_event=lambda event: steps.append(event) if isinstance(event, StepDone) else None)
+    (tmp_path / name).mkdir()
+    return [step.loss for step in steps], final_weights(training.store, tmp_path / name)
+
+
+@pytest.fixture
+def alone(training, tmp_path):
+    """One process, in batches that are accumulated: odd ones do not divide by two."""
+    training.config = training.config.replace(
+        data={"batch_size": 3}, optimizer={"gradient_accumulation_steps": 2}
+    )
+    root = training.store
+    found = losses_and_weights(training, tmp_path, "alone")
+    training.store = root
+    return found
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_the_same_as_one(training, alone, tmp_path, parallel):
+    losses, weights = losses_and_weights(training, tmp_path, parallel, gpus_per_worker=2, parallel=parallel)
+    assert losses == pytest.approx(alone[0], rel=1e-4)
+    assert len(losses) > 5
+    for name, value in alone[1].items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_optimisers_go_on_where_they_stopped_with_another_number_of_processes(training, tmp_path, parallel):
+    """Two processes begin, one goes on: as if one had done it all."""
+    root = training.store
+    expected, _ = losses_and_weights(training, tmp_path, "through", seconds=0.05)
+    training.store = root.child("two")
+    training.lineage = "two"
+    training.start(rounds={"gpus_per_worker": 2, "parallel": parallel})
+
+    class Killed(BaseException):
+        pass
+
+    losses: list[float] = []
+
+    def listen(event):
+        if isinstance(event, StepDone):
+            losses.append(event.loss)
+        if isinstance(event, RoundClosed):
+            raise Killed
+
+    with pytest.raises(Killed):
+        training.work(on_event=listen)
+    closed = Lineage(training.store).newest().manifest
+    assert closed.inner is not None
+    training.config = training.config.replace(rounds={"gpus_per_worker": 1})
+    again: list[float] = []
+    training.work(on_event=lambda event: again.append(event.loss) if isinstance(event, StepDone) else None)
+    assert losses + again == pytest.approx(expected, rel=1e-3)
+
+
+def test_long_sequences_are_rolled_out_by_each_for_its_own_rows(training, tmp_path):
+    training.config = training.config.replace(
+        data={"batch_size": 3, "sequence_length": 64}, rollout={"chunk_size": 16}
+    )
+    root = training.store
+    expected, _ = losses_and_weights(training, tmp_path, "alone")
+    training.store = root
+    losses, _ = losses_and_weights(training, tmp_path, "ddp", gpus_per_worker=2)
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_process_that_dies_ends_the_worker_with_its_name(training, monkeypatch):
+    started = []
+    start = team._start
+
+    def remember(rank, facts):
+        started.append(start(rank, facts))
+        return started[-1]
+
+    monkeypatch.setattr(team, "_start", remember)
+
+    def kill(event):
+        if isinstance(event, StepDone) and event.step == 3:
+            os.kill(started[0][0].pid, signal.SIGKILL)
+
+    training.start(rounds={"gpus_per_worker": 2})
+    with pytest.raises(TrainingIncomplete, match="process 1 of the 2 of this worker has ended"):
+        training.work(on_event=kill)
+    # What was committed is kept, and the next attempt goes on.
+    training.work()
+    assert Lineage(training.store).newest().manifest.final
+
+
+def test_no_process_outlives_its_worker(training, monkeypatch):
+    started = []
+    start = team._start
+    monkeypatch.setattr(team, "_start", lambda *facts: started.append(start(*facts)) or started[-1])
+    training.start(rounds={"gpus_per_worker": 2, "max_tokens": 300})
+    training.work()
+    assert [process.returncode for process, _ in started] == [0]
+
+
+def test_nor_its_killed_leader(training):
+    """The leader is gone before they met, when no connection breaks."""
+    training.config = training.config.replace(rounds={"gpus_per_worker": 2})
+    facts = {
+        "model_dir": str(training.model_dir),
+        "config": training.config.model_dump(mode="json"),
+        "device": "cpu",
+        "meeting": str(training.model_dir / "nobody-comes"),
+        "threads": 1,
+        "rank": 1,
+    }
+    code = (
+        "import json, os, sys\n"
+        "from metaflow_hf.train import team\n"
+        "facts = {**json.loads(sys.argv[1]), 'leader': os.getpid()}\n"
+        "process, pipe = team._start(1, facts)\n"
+        "assert pipe.poll(60) and pipe.recv() == team.READY\n"
+        "print(process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, json.dumps(facts)], stdout=subprocess.PIPE, text=True)
+    follower = Path("/proc", done.stdout.strip())
+    deadline = time.monotonic() + 60
+    while follower.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not follower.exists()
+
+
+def test_a_process_that_cannot_start_says_why(training, monkeypatch):
+    start = team._start
+    monkeypatch.setattr(team, "_start", lambda rank, facts: start(rank, {**facts, "config": {"modle": {}}}))
+    training.start(rounds={"gpus_per_worker": 2})
+    with pytest.raises(
+        TrainingIncomplete, match=r"(?s)process 1 of the 2 .* ended: ConfigError: .*did you mean 'model'"
+    ):
+        training.work()
+
+
+def test_what_needs_all_weights_in_one_place_is_refused_with_parts(training):
+    training.config = training.config.replace(optimizer={"name": "adamw_8bit"}, model={"compile": True})
+    training.start(rounds={"gpus_per_worker": 2, "parallel": "fsdp"})
+    with pytest.raises(
+        ConfigError, match="cannot be used with optimizer.name: adamw_8bit, model.compile: true"
+    ):
+        training.work()
