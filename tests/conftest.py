@@ -31,8 +31,9 @@ _LONGEST_FIRST = ("integration", "faults", "extension")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The order of the folders of ``_LONGEST_FIRST``, then everything else as it was collected."""
-    ranks = {REPOSITORY / "tests" / name: number for number, name in enumerate(_LONGEST_FIRST)}
-    items.sort(key=lambda item: ranks.get(item.path.parent, len(ranks)))
+    ranks = {name: number for number, name in enumerate(_LONGEST_FIRST)}
+    tests = REPOSITORY / "tests"
+    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(ranks)))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def test_branches_killed_and_told_to_end_are_retried_and_every_position_counts_o
     text = (ROOT / "configs" / "demo.yaml").read_text()
     text = text.replace("max_tokens: 800_000", "max_tokens: 60_000\n  keep: all")
     text = text.replace("interval_seconds: 5", "interval_seconds: 0.5")
-    text = text.replace("solo_start: 0.1", "solo_start: 0.0").replace("max_samples: 128", "max_samples: 8")
+    text = text.replace("solo_start: 0.1", "solo_start: 0.0").replace("max_samples: 64", "max_samples: 8")
     config = shell.directory / "short.yaml"
     config.write_text(text)
     hurt: dict[str, int] = {}
@@ -66,7 +66,7 @@ def test_an_interrupted_run_goes_on_from_its_last_round(shell: Shell, check_line
     flow = ROOT / "flows" / "train_flow.py"
     text = (ROOT / "configs" / "demo.yaml").read_text()
     text = text.replace("max_tokens: 800_000", "max_tokens: 60_000").replace(
-        "max_samples: 128", "max_samples: 8"
+        "max_samples: 64", "max_samples: 8"
     )
     config = shell.directory / "short.yaml"
     config.write_text(text)

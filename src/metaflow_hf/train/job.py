@@ -129,9 +129,12 @@ class TrainingJob:
         ``SelectionError`` and the hub's errors.
         """
         from metaflow_hf.train.blocks import check_sources
-        from metaflow_hf.train.harness import check_harness
 
-        check_harness(self.config.evaluation.harness)
+        if self.config.evaluation.harness is not None:
+            # Imports torch.
+            from metaflow_hf.train.harness import check_harness
+
+            check_harness(self.config.evaluation.harness)
         check_sources(self.config.data)
         return self
 
