@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import enable_progress_bars
 
 from metaflow_hf.demo.content import HubContent
 from metaflow_hf.demo.server import HubServer
@@ -24,6 +25,12 @@ IMPATIENT = RetryPolicy(attempts=3, seconds=20, first_wait_seconds=0.01, max_wai
 def shard(seed: int) -> bytes:
     """A file large enough to be cut in the middle, different for each seed."""
     return random.Random(seed).randbytes(SHARD_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def bars() -> None:
+    """Progress bars as a new process has them: tasks of flows switch them off for their process."""
+    enable_progress_bars()
 
 
 @pytest.fixture

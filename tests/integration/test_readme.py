@@ -101,7 +101,7 @@ def test_every_block_of_a_document_runs(document: str, shell: Shell, hub):
 def test_what_is_in_a_block_is_run_or_shown_as_text():
     for path in (ROOT / "docs").glob("*.md"):
         languages = re.findall(r"^```(\w*)\n(?:.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-        assert set(languages) <= {"bash", "python", "text", "yaml"}, path.name
+        assert set(languages) <= {"bash", "python", "json", "text", "yaml"}, path.name
 
 
 def test_the_documents_are_executed_and_name_benchmarks_that_are_there():

@@ -125,7 +125,7 @@ class Training:
         self.root.mkdir(parents=True, exist_ok=True)
         texts = [
             f"row {number} of the file " + "with some more words " * (number % 9)
-            for number in range(NUM_POSITIONS * 5 + 1)
+            for number in range(NUM_POSITIONS * 5)
         ]
         raw = self.root / "raw.txt"
         raw.write_text("\n".join(texts) + "\n", "utf-8")

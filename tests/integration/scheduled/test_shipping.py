@@ -37,14 +37,14 @@ def source(tmp_path_factory) -> Path:
     for name in filter(None, listing.decode().split("\0")):
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, target)
+        shutil.copyfile(ROOT / name, target, follow_symlinks=False)
     return directory
 
 
 @pytest.fixture(scope="session")
 def wheel(source: Path, tmp_path_factory) -> Path:
     building = tmp_path_factory.mktemp("building")
-    shutil.copytree(source, building / "source")
+    shutil.copytree(source, building / "source", symlinks=True)
     command = [
         sys.executable,
         "-m",
