@@ -4,7 +4,7 @@ import http.client
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
@@ -65,12 +65,11 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return
         host = self.server.target
-        upstream = http.client.HTTPConnection(host.hostname or "", host.port, timeout=20)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
-        upstream.request(self.command, self.path, body=body or None, headers=headers)
-        answer = upstream.getresponse()
-        content, status = answer.read(), answer.status
-        upstream.close()
+        with closing(http.client.HTTPConnection(host.hostname or "", host.port, timeout=20)) as upstream:
+            upstream.request(self.command, self.path, body=body or None, headers=headers)
+            answer = upstream.getresponse()
+            content, status = answer.read(), answer.status
         if self.command == "PUT" and self.server.drop:
             self.server.drop -= 1
             self.close_connection = True

@@ -318,7 +318,7 @@ def test_isolated_documents_go_through_the_rollout_with_the_same_result(training
     sections = {"data": {"packing": "isolated"}, "rollout": {"chunk_size": 16}}
     rolled, plain = (trainer_of(training, TEXTS, **sections) for _ in range(2))
     assert max(batch.input_ids.shape[1] for batch in rolled.batches(claim_of(TEXTS))) > 16
-    plain._gradients._is_rolled_out = lambda batch: False
+    plain._engine.gradients._is_rolled_out = lambda batch: False
     expected = weights_after(plain, TEXTS)
     for name, value in weights_after(rolled, TEXTS).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
