@@ -130,7 +130,7 @@ def killed_after_two_rounds(job: TrainingJob, model_dir: str, monkeypatch) -> li
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("metaflow_hf.report.fan_out", lambda *_: listen)
+        patch.setattr("metaflow_hf.train.listening.fan_out", lambda *_: listen)
         with pytest.raises(Killed):
             job.work(model_dir, branch=0, write=lambda _: None)
     return seen
