@@ -39,7 +39,7 @@ def audit(contents) -> RecomputingAuditor:
     return auditor
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_processes_hurt_at_random_on_disk(on_disk):
     chaos = Chaos(training=on_disk, rng=random.Random(1), faults_left=KILLS_ON_DISK)
     chaos.run()
@@ -47,7 +47,7 @@ def test_processes_hurt_at_random_on_disk(on_disk):
     audit(Directory(Path(on_disk.store)))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_processes_hurt_at_random_on_s3(on_s3, s3_server):
     chaos = Chaos(training=on_s3, rng=random.Random(2), faults_left=KILLS_ON_S3)
     chaos.run()
@@ -55,7 +55,7 @@ def test_processes_hurt_at_random_on_s3(on_s3, s3_server):
     audit(Bucket(on_s3.store, s3_server.url))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_store_that_is_away_for_half_a_minute_costs_time_and_nothing_else(on_s3, s3_server):
     workers = on_s3.start(2)
     workers[0].await_claims(3)

@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import ROOT, Shell, make_shell
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 TRAIN = ROOT / "flows" / "train_flow.py"
 
 
@@ -52,7 +52,7 @@ def demo(tmp_path_factory, readme) -> Demo:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=550,
+        timeout=1100,
         check=False,
     )
     assert done.returncode == 0, done.stdout
@@ -193,7 +193,7 @@ def test_the_second_run_downloads_nothing(demo: Demo, check_lineage):
     blobs = sorted((demo.store / "datasets").rglob("*.jsonl"))
     times = [path.stat().st_mtime_ns for path in blobs]
     assert times
-    output = demo.shell.succeed(TRAIN, "run", "--max_tokens", "30000", timeout=300)
+    output = demo.shell.succeed(TRAIN, "run", "--max_tokens", "30000", timeout=600)
     assert "Downloaded" not in output
     assert [path.stat().st_mtime_ns for path in sorted((demo.store / "datasets").rglob("*.jsonl"))] == times
     run_id = re.search(r"run-id (\d+)", output)[1]

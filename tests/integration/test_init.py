@@ -12,7 +12,7 @@ from stand_ins import stand_in_hub
 
 from .conftest import ROOT, Shell, make_shell
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def run(shell: Shell, *words: str, **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout

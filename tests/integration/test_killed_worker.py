@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import ROOT, Shell
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_branches_killed_and_told_to_end_are_retried_and_every_position_counts_once(
@@ -84,7 +84,7 @@ def test_an_interrupted_run_goes_on_from_its_last_round(shell: Shell, check_line
     before = {path.name: path.read_bytes() for path in (lineage / "rounds").iterdir()}
     assert len(before) >= 2
 
-    output = shell.succeed(flow, "resume", timeout=200)
+    output = shell.succeed(flow, "resume", timeout=500)
     assert "after training" in output
     rounds = check_lineage(lineage)
     assert len(rounds) > len(before)

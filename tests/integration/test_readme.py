@@ -10,7 +10,7 @@ import pytest
 
 from .conftest import ROOT, Shell
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_its_commands_are_known(readme):

@@ -25,7 +25,7 @@ from metaflow_extensions.hf.requirements import (
 
 from .conftest import FLOWS, PLAIN, ROOT
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(900)
 OURS = ("metaflow_hf/", "metaflow_extensions/")
 
 
