@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from zoo.trial import padded_batch
 
 Batch = dict[str, Tensor]
 LENGTH = 41
@@ -44,14 +44,7 @@ def two_calls(model: nn.Module, ids: Tensor) -> Case:
 
 def padded(model: nn.Module, ids: Tensor) -> Case:
     """Row 0 is whole, row 1 padded on the left across more than one token chunk, row 2 on the right."""
-    mask = torch.ones_like(ids)
-    mask[1, :11] = 0
-    mask[2, -11:] = 0
-    labels = ids.masked_fill(mask == 0, -100)
-    labels[1, 11] = -100
-    batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-    if "position_ids" in inspect.signature(model.forward).parameters:
-        batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    batch = padded_batch(model, ids)
     return Case(model, [batch], [batch], _count(batch))
 
 

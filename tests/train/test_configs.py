@@ -161,7 +161,7 @@ def test_another_number_of_workers_goes_on_where_the_first_stopped(place: Path, 
     more = job_of("B", lineage="grows", workers=2)
     more.begin(model_dir, {"commit_hash": "c" * 40})
     # Signals are the main thread's.
-    monkeypatch.setattr("metaflow_hf.train.job.signal.signal", lambda *_: None)
+    monkeypatch.setattr("metaflow_hf.train.stopping.signal.signal", lambda *_: None)
     with ThreadPoolExecutor(2) as pool:
         texts = list(pool.map(lambda n: more.work(model_dir, branch=n, write=lambda _: None), range(2)))
     later = sorted((step for text in texts for step in steps_of(text)), key=lambda step: step.time)

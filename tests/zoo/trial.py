@@ -58,7 +58,8 @@ def _outcome(family: str) -> tuple[Outcome, str]:
     report = probe_model(model, refresh=True)
     if not report.exact:
         return "refused", "; ".join(report.reasons)
-    batch = _batch(model)
+    ids = torch.randint(3, 60, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    batch = padded_batch(model, ids)
     expected_loss, expected = _one_pass(model, batch)
     worst = 0.0
     for options in OPTIONS:
@@ -93,9 +94,8 @@ def _fit_for_comparison(model: nn.Module) -> nn.Module:
     return model
 
 
-def _batch(model: nn.Module) -> dict[str, Tensor]:
-    """Three rows: whole, padded on the left by more than a token chunk, padded on the right."""
-    ids = torch.randint(3, 60, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+def padded_batch(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """Three rows of ids: whole, padded on the left by more than a token chunk, padded on the right."""
     mask = torch.ones_like(ids)
     mask[1, :11] = 0
     mask[2, -11:] = 0

@@ -5,18 +5,14 @@ Light to import: what is heavy loads in the step that needs it.
 
 import logging
 import random
-import signal
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.environment import runs_locally
-from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import Event
 from metaflow_hf.references import ModelRef
 from metaflow_hf.report.outcome import Outcome, Plan
@@ -68,39 +64,17 @@ class TrainingJob:
         branch on the CPU. The embedded hub serves what the configuration names; another model or dataset comes from
         the environment's hub. Raises ``ConfigError`` that lists all mistakes.
         """
-        from metaflow_hf.train.devices import check_enough_gpus
+        from metaflow_hf.train.parameters import configured
 
-        config = TrainConfig.parse(_plain(values))
-        if repo_id and reference:
-            raise ConfigError("--repo_id and --reference both say where to begin: pass one of them.")
-        here = config.hub == "embedded"
-        model_hub = None if here and repo_id and repo_id != config.model.repo_id else config.hub
-        data_hub = None if here and dataset and dataset != config.data.dataset else config.hub
-        given: dict[str, dict[str, Any]] = {}
-        if repo_id:
-            # A revision of the configured model means nothing in another repository.
-            given["model"] = {"repo_id": repo_id, "revision": revision or "main", "reference": None}
-        elif reference:
-            given["model"] = {"reference": reference, "repo_id": None, "revision": "main"}
-        elif revision:
-            given["model"] = {"revision": revision}
-        if dataset:
-            given["data"] = {"dataset": dataset}
-            if dataset != config.data.dataset:
-                given["data"]["evaluation_dataset"] = None
-        if max_tokens is not None:
-            given["rounds"] = {"max_tokens": max_tokens}
-        if num_gpus is not None:
-            given.setdefault("rounds", {})["workers"] = _branches(num_gpus, config.rounds.gpus_per_worker)
-        config = config.replace(**given)
-        for path, value, flag in (
-            ("model.repo_id", config.model.name, "--repo_id"),
-            ("data.dataset", config.data.dataset, "--dataset"),
-        ):
-            if not value:
-                raise ConfigError(f"{path} is required: set it in the configuration or pass {flag}.")
-        rounds = config.rounds
-        check_enough_gpus(rounds.workers, rounds.gpus_per_worker, may_share=rounds.share_gpus)
+        config, model_hub, data_hub = configured(
+            values,
+            repo_id=repo_id,
+            revision=revision,
+            reference=reference,
+            dataset=dataset,
+            num_gpus=num_gpus,
+            max_tokens=max_tokens,
+        )
         return cls(config=config, lineage=quote_part(lineage or run), model_hub=model_hub, data_hub=data_hub)
 
     def to_json(self) -> dict[str, Any]:
@@ -206,6 +180,7 @@ class TrainingJob:
         from metaflow_hf.train.devices import take_share
         from metaflow_hf.train.listening import Listeners
         from metaflow_hf.train.running import train_worker
+        from metaflow_hf.train.stopping import stopping
         from metaflow_hf.train.worker import new_attempt
 
         take_share(branch, self.config.rounds.workers, self.config.rounds.gpus_per_worker)
@@ -382,17 +357,6 @@ def merged_events(metrics: Sequence[str]) -> list[Event]:
     return merge_events(*(parse_events(text) for text in metrics))
 
 
-@contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, for as long as the block lasts; the handler before is put back."""
-    stop = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _without_progress_bars() -> None:
     """Keeps transformers' bars out of a task's log, where they cannot be redrawn."""
     from transformers.utils.logging import disable_progress_bar
@@ -407,29 +371,3 @@ def started_chunk_samples(lineage: ObjectStore) -> int | None:
     if not lineage.children("rounds"):
         return None
     return int(Lineage(lineage).spec().order["chunk_samples"])
-
-
-def _branches(num_gpus: int, per_branch: int) -> int:
-    from metaflow_hf.train.devices import visible_gpus
-
-    if num_gpus < 0:
-        raise ConfigError(
-            f"--num_gpus {num_gpus}: give a number of branches, or 0 for all GPUs of this machine."
-        )
-    if num_gpus:
-        return num_gpus
-    if not runs_locally():
-        raise ConfigError(
-            "--num_gpus 0 means all GPUs of the machine where the run starts, which has none here: give the number of "
-            "branches."
-        )
-    return max(len(visible_gpus()) // per_branch, 1)
-
-
-def _plain(value: Any) -> Any:
-    """Metaflow's configuration values as plain dicts and lists."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value

@@ -10,9 +10,11 @@ What is finished by then is published, so these cost the claim in hand at most.
 """
 
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metaflow_hf.train.closing import StopRequested
@@ -55,3 +57,14 @@ class StopReasons:
         self._since = self._clock() if self._since is None else self._since
         if self._clock() - self._since >= self._grace:
             raise GraceOver(f"the claim in hand was given up after {self._grace:g} s: {reason}.")
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, for as long as the block lasts; the handler before is put back."""
+    stop = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
