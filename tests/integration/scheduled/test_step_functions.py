@@ -66,7 +66,8 @@ def test_a_second_deployment_joins_a_training_whose_jobs_are_killed_and_evicted(
     found = trained(deployed, "shared")
     rounds = check_lineage(found.download(tmp_path / "lineage"))
     contributors = {accepted["attempt"] for manifest in rounds for accepted in manifest["accepted"]}
-    assert len(contributors) >= 3
+    # One of each execution at least: a job that is tried again may find everything trained.
+    assert len(contributors) >= 2
     # Both end with the one model, whoever exported it.
     for execution in (first, second):
         assert found.model() in execution.pods[-1].printed()
