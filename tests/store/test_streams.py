@@ -4,6 +4,8 @@ import hashlib
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,34 @@ def test_no_more_ranges_are_under_way_than_there_are_readers():
     next(chunks)
     assert len(asked) <= streams.READERS
     chunks.close()
+
+
+def test_objects_that_are_read_together_share_the_readers():
+    asked: dict[str, list[int]] = {"a": [], "b": [], "c": [], "d": [], "e": []}
+
+    def reading(name: str) -> Iterator[memoryview]:
+        def read(start: int, stop: int) -> memoryview:
+            asked[name].append(start)
+            return memoryview(bytes(1))
+
+        return streams.read_ahead(read, 100 * streams.RANGE_BYTES)
+
+    first, *others = [reading(name) for name in asked]
+    next(first)
+    for other in others:
+        next(other)
+    assert len(asked["e"]) <= max(2, streams.READERS // 5)
+    for _ in range(streams.READERS):
+        next(first)
+    assert len(asked["a"]) <= streams.READERS + 2
+    for other in others:
+        other.close()
+    before, deadline = len(asked["a"]), time.monotonic() + 20
+    next(first)
+    while len(asked["a"]) < before + streams.READERS - 2:
+        assert time.monotonic() < deadline, "who is left alone does not have all readers again"
+        time.sleep(0.01)
+    first.close()
 
 
 def test_a_range_that_fails_ends_the_reading():

@@ -9,11 +9,13 @@ import hashlib
 import os
 import random
 import re
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +23,7 @@ from metaflow_hf.errors import IntegrityError
 from metaflow_hf.store.objects import Digest, Unfinished
 
 CHUNK_BYTES: Final = 4 << 20
-# One ranged request, and how many of one object are under way at once.
+# One ranged request, and how many are under way at once.
 RANGE_BYTES: Final = 8 << 20
 READERS: Final = 8
 _FICLONE: Final = 0x40049409
@@ -58,16 +60,43 @@ def hash_chunks(chunks: Iterable[memoryview]) -> Digest:
     return Digest(sha256=sha.hexdigest(), size=size)
 
 
-def read_ahead(read: Callable[[int, int], memoryview], size: int) -> Iterator[memoryview]:
-    """``[0, size)`` in order, as ``read(start, stop)`` gives it; ``READERS`` ranges are asked for at a time."""
-    pending: deque[Future[memoryview]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+class _Readings:
+    """How many objects are read ahead at this moment, by all threads of the process."""
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        with self._lock:
+            self._count += 1
         try:
-            for start in range(0, size, RANGE_BYTES):
-                pending.append(pool.submit(read, start, min(start + RANGE_BYTES, size)))
-                if len(pending) == READERS:
-                    yield pending.popleft().result()
-            while pending:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+
+    def share(self) -> int:
+        """Ranges that each may have under way: more requests than there are readers slow all of them down."""
+        return max(2, READERS // self._count)
+
+
+_readings: Final = _Readings()
+
+
+def read_ahead(read: Callable[[int, int], memoryview], size: int) -> Iterator[memoryview]:
+    """``[0, size)`` in order, as ``read(start, stop)`` gives it.
+
+    ``READERS`` ranges are asked for at a time, by all objects that are being read together, and at least two of each.
+    """
+    starts, pending = iter(range(0, size, RANGE_BYTES)), deque[Future[memoryview]]()
+    with _readings.one_more(), ThreadPoolExecutor(READERS) as pool:
+        try:
+            while True:
+                for start in islice(starts, max(0, _readings.share() - len(pending))):
+                    pending.append(pool.submit(read, start, min(start + RANGE_BYTES, size)))
+                if not pending:
+                    return
                 yield pending.popleft().result()
         finally:
             for request in pending:
