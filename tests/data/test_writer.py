@@ -1,16 +1,25 @@
 """What is committed stays; what is interrupted goes on to the same bytes; nothing else is ever overwritten."""
 
+import contextlib
 import json
 import threading
 
 import msgspec
 import pytest
 
-from metaflow_hf.data import StreamingBlockWriter, build_blocks, process_raw_dataset_to_blocks, verify_blocks
+from metaflow_hf.data import (
+    BlockManager,
+    StreamingBlockWriter,
+    build_blocks,
+    process_raw_dataset_to_blocks,
+    streaming,
+    verify_blocks,
+)
 from metaflow_hf.data.build import plan_dataset, write_dataset
+from metaflow_hf.data.encoding import RowEncoder
 from metaflow_hf.data.records import encode, read_commit, read_manifest
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.errors import BadRowError, ConfigError, DatasetMismatch, UserError
+from metaflow_hf.errors import BadRowError, ConfigError, DatasetMismatch, StoreUnavailable, UserError
 from metaflow_hf.store import open_store
 
 
@@ -262,6 +271,59 @@ def test_a_closed_writer_loses_no_row_silently(end, tmp_path):
     with pytest.raises(UserError, match="closed"):
         writer.write({"text": "two"})
     assert (read_manifest(open_store(tmp_path)) is not None) is (end == "close")
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_after_an_outage_nothing_can_be_written_or_completed_and_the_next_writer_goes_on(
+    many, tmp_path, make_rows, monkeypatch, recording_store
+):
+    """Whoever closes a writer in ``finally`` would else complete a dataset that lacks rows, or has them twice."""
+
+    def fail(method, key, _number):
+        if (method, key) == ("create", "commits/00001.json"):
+            raise StoreUnavailable("an outage")
+
+    rows = make_rows(47)
+    monkeypatch.setattr(streaming, "open_store", lambda place: recording_store(open_store(place), fail))
+    writer = StreamingBlockWriter(tmp_path, "mine", 10)
+    with pytest.raises(StoreUnavailable):
+        writer.write_many(rows) if many else [writer.write(row) for row in rows]
+    with pytest.raises(UserError, match="closed"):
+        writer.write(rows[0])
+    for _ in range(2):
+        with pytest.raises(UserError, match="aborted"):
+            writer.close()
+    monkeypatch.undo()
+    with StreamingBlockWriter(tmp_path, "mine", 10) as writer:
+        assert writer.next_cursor == 10
+        writer.write_many(rows[10:])
+    with BlockManager(tmp_path) as manager:
+        assert [row for block in range(5) for row in manager.get_rows(block, 0)] == rows
+
+
+def test_an_interrupted_call_leaves_no_part_of_its_row(tmp_path, monkeypatch):
+    class Interrupted:
+        """At the worst moment: the line is there, and not counted yet."""
+
+        def __init__(self, column, **settings):
+            self._inner, self._calls = RowEncoder(column, **settings), 0
+            self.encode_row, self.plain_lines = self._inner.encode_row, self._inner.plain_lines
+
+        def append_plain(self, row, lines, at):
+            end, self._calls = self._inner.append_plain(row, lines, at), self._calls + 1
+            if self._calls in (2, 5):
+                raise KeyboardInterrupt
+            return end
+
+    monkeypatch.setattr(streaming, "RowEncoder", Interrupted)
+    with StreamingBlockWriter(tmp_path, "mine", text_column="text") as writer:
+        for i in range(5):
+            with contextlib.suppress(KeyboardInterrupt):
+                writer.write({"text": f"row {i}" + "." * (5 - i)})
+        assert writer.next_cursor == 3
+    assert verify_blocks(tmp_path) == []
+    with BlockManager(tmp_path) as manager:
+        assert manager.get_chunk(0, 0) == ["row 0.....", "row 2...", "row 3.."]
 
 
 class _Injected(Exception):

@@ -32,8 +32,9 @@ __all__ = ["BLANKS", "EncodedRows", "InputLines", "InputRow", "InputRows", "RowE
 BLANKS: Final = " \t\r\n"
 _LINE_BLANKS: Final = BLANKS.encode()
 _OPENING, _CLOSING = ord("{"), ord("}")
-# More than this is not encoded at once: rows of that size take their time anyway.
+# About more than this is not encoded at once: rows of that size take their time anyway. Told by every 16th text.
 _MANY_CHARACTERS: Final = 4 * 1024 * 1024
+_TOLD_BY: Final = 16
 _PLAIN: Final = frozenset({str, int, bool, type(None)})
 _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -49,14 +50,15 @@ class RowEncoder:
         self._decode, self._decode_lines = decoder.decode, decoder.decode_lines
         encoder = msgspec.json.Encoder()
         self._encode, self._encode_lines = encoder.encode, encoder.encode_lines
-        self.plain_line = _plain_encoder(text_column, self._encode) if not ascii_only else _no_line
+        self.append_plain = _appender(text_column, encoder.encode_into)
 
     def encode(self, batch: InputRows | InputLines) -> EncodedRows:
         """Raises ``BadRowError`` naming file, row and column, unless bad rows are to be skipped."""
-        if isinstance(batch, InputLines):
-            kept = self._keep_good_lines(batch)
-            if kept is not None:
-                return kept
+        kept = (
+            self._keep_good_lines(batch) if isinstance(batch, InputLines) else self._encode_plain_rows(batch)
+        )
+        if kept is not None:
+            return kept
         first, name, is_line = batch.first_row, batch.name, isinstance(batch.after, AfterLine)
         lines = [
             self.encode_row(row, name, first + number, is_line=is_line)
@@ -74,7 +76,7 @@ class RowEncoder:
                 return self._keep_line(row)
             if isinstance(row, Unreadable):
                 raise _Refused(row.reason)
-            return self.plain_line(row) or self._encode_values(row)
+            return self._encode_values(row)
         except _Refused as refusal:
             if self._on_bad_row == "skip":
                 return None
@@ -84,18 +86,18 @@ class RowEncoder:
                 "on_bad_row='skip'."
             ) from refusal.__cause__
 
-    def plain_lines(self, rows: Sequence[Mapping[str, Any]]) -> bytes | None:
-        """The lines of rows that are all what most are (see ``plain_line``), else ``None``.
+    def plain_lines(self, rows: Sequence[InputRow]) -> bytes | None:
+        """The lines of rows that are all what most are (see ``append_plain``), else ``None``.
 
         All at once, which is several times faster than row by row.
         """
         if self._ascii_only or set(map(type, rows)) != {dict}:
             return None
         try:
-            texts = list(map(itemgetter(self._text_column), rows))
+            texts = list(map(itemgetter(self._text_column), cast("Sequence[dict[str, Any]]", rows)))
         except KeyError:
             return None
-        if not self._are_texts(texts) or sum(map(len, texts)) > _MANY_CHARACTERS:
+        if not self._are_texts(texts) or sum(map(len, texts[::_TOLD_BY])) > _MANY_CHARACTERS // _TOLD_BY:
             return None
         values = chain.from_iterable(map(dict.values, cast("Sequence[dict[str, Any]]", rows)))
         if not _PLAIN.issuperset(map(type, values)):
@@ -105,6 +107,10 @@ class RowEncoder:
         except (ValueError, OverflowError):
             # Refused by its number and column, on the way of single rows.
             return None
+
+    def _encode_plain_rows(self, batch: InputRows) -> EncodedRows | None:
+        data = self.plain_lines(batch.rows)
+        return None if data is None else _all_kept(data, line_ends(data), batch)
 
     def _keep_good_lines(self, batch: InputLines) -> EncodedRows | None:
         """What nearly every batch of lines is: one good object a line, seldom one without text. ``None`` for others.
@@ -126,7 +132,7 @@ class RowEncoder:
         except KeyError:
             texts = [row.get(self._text_column) for row in rows]
         if self._are_texts(texts):
-            return EncodedRows(data, ends, range(1, len(rows) + 1), len(rows), batch.after)
+            return _all_kept(data, ends, batch)
         try:
             keep = list(map(self._has_text, texts))
         except _Refused:
@@ -182,32 +188,38 @@ class RowEncoder:
         return "?"
 
 
-def _no_line(_: Any) -> None:
-    return None
+def _appender(
+    text_column: str, encode_into: Callable[[Any, bytearray, int], None]
+) -> Callable[[dict[str, Any], bytearray, int], int]:
+    """Puts the line of a row into ``lines``, from byte ``at`` to their end, if the row is what most are: text that is
+    surely kept, beside values that JSON surely keeps. Returns where the line ends, or 0 for other rows, which are left
+    to ``encode_row``; behind ``at`` may then be anything.
 
-
-def _plain_encoder(text_column: str, encode: Callable[[Any], bytes]) -> Callable[[Any], bytes | None]:
-    """Encodes a row that is what most are: text that is surely kept, beside values that JSON surely keeps.
-
-    ``None`` for others. Called for each row, so everything it needs is at hand.
+    Called for each row, so everything it needs is at hand.
     """
     plain, blanks = _PLAIN.issuperset, BLANKS
 
-    def encode_plain(row: dict[str, Any]) -> bytes | None:
+    def append_plain(row: dict[str, Any], lines: bytearray, at: int) -> int:
         text = row.get(text_column)
         if text.__class__ is str and text[:1] not in blanks and plain(map(type, row.values())):
             try:
-                return encode(row)
+                encode_into(row, lines, at)
             except (ValueError, OverflowError):
                 # Refused with its column, on the way of all other rows.
-                return None
-        return None
+                return 0
+            lines += b"\n"
+            return len(lines)
+        return 0
 
-    return encode_plain
+    return append_plain
 
 
 class _Refused(Exception):  # noqa: N818  never leaves this module
     """What is wrong with a row, without where it is."""
+
+
+def _all_kept(data: bytes, ends: Ends, batch: InputRows | InputLines) -> EncodedRows:
+    return EncodedRows(data, ends, range(1, len(ends) + 1), len(ends), batch.after)
 
 
 def _only_kept(

@@ -2,24 +2,24 @@
 
 With it a chunk is one ranged read: of the segments that cover its rows, each checked before it is decoded. The
 file is binary, little-endian: magic, rows per segment, number of rows, number of segments; then the byte
-offsets (uint64) of all segments and of the end; then the crc32 of each segment as stored; then the crc32 of all
-of this.
+offsets (uint64) of all segments and of the end; then the XXH3-64 checksum (uint64) of each segment as stored; then
+that of all of this.
 """
 
 import struct
-import zlib
 from array import array
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 import numpy as np
+from xxhash import xxh3_64_intdigest as checksum
 
 from metaflow_hf.errors import IntegrityError
 
 SEGMENT_ROWS: Final = 250
-_MAGIC: Final = b"MFHFIDX1"
+_MAGIC: Final = b"MFHFIDX2"
 _HEADER: Final = struct.Struct("<8sIQQ")
-_CHECKSUM: Final = struct.Struct("<I")
+_CHECKSUM: Final = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class BlockIndex:
         pieces = []
         for number in segments:
             piece = view[self.offsets[number] - first : self.offsets[number + 1] - first]
-            if zlib.crc32(piece) != self.checksums[number]:
+            if checksum(piece) != self.checksums[number]:
                 raise IntegrityError(
                     f"{where} is damaged: rows {number * self.segment_rows} to "
                     f"{min((number + 1) * self.segment_rows, self.num_rows) - 1} are not what was written. Restore "
@@ -78,23 +78,23 @@ class BlockIndex:
         data = (
             header
             + np.asarray(self.offsets, dtype="<u8").tobytes()
-            + np.asarray(self.checksums, dtype="<u4").tobytes()
+            + np.asarray(self.checksums, dtype="<u8").tobytes()
         )
-        return data + _CHECKSUM.pack(zlib.crc32(data))
+        return data + _CHECKSUM.pack(checksum(data))
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str) -> Self:
         """Raises ``IntegrityError`` naming ``where`` for bytes that are no index."""
-        body, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
-        if data[: len(_MAGIC)] != _MAGIC or checksum != _CHECKSUM.pack(zlib.crc32(body)):
+        body, stored = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
+        if data[: len(_MAGIC)] != _MAGIC or stored != _CHECKSUM.pack(checksum(body)):
             raise IntegrityError(
                 f"{where} is not an index of a block, or damaged: delete it, and it is built again."
             )
         _, segment_rows, num_rows, count = _HEADER.unpack_from(body)
         end = _HEADER.size + 8 * (count + 1)
         offsets = np.frombuffer(data, "<u8", count + 1, _HEADER.size)
-        checksums = np.frombuffer(data, "<u4", count, end)
-        return cls(num_rows, array("Q", offsets.tolist()), array("L", checksums.tolist()), segment_rows)
+        checksums = np.frombuffer(data, "<u8", count, end)
+        return cls(num_rows, array("Q", offsets.tolist()), array("Q", checksums.tolist()), segment_rows)
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class IndexBuilder:
 
     num_rows: int = 0
     _offsets: "array[int]" = field(default_factory=lambda: array("Q", [0]))
-    _checksums: "array[int]" = field(default_factory=lambda: array("L"))
+    _checksums: "array[int]" = field(default_factory=lambda: array("Q"))
 
     @property
     def size_bytes(self) -> int:
@@ -111,13 +111,13 @@ class IndexBuilder:
 
     def add(self, data: bytes, rows: int) -> None:
         """The next segment, as it is stored."""
-        self.add_segment(len(data), zlib.crc32(data), rows)
+        self.add_segment(len(data), checksum(data), rows)
 
-    def add_segment(self, size: int, checksum: int, rows: int) -> None:
-        """The next segment, of which size and crc32 are known."""
+    def add_segment(self, size: int, found: int, rows: int) -> None:
+        """The next segment, of which size and checksum (``found``) are known."""
         self.num_rows += rows
         self._offsets.append(self._offsets[-1] + size)
-        self._checksums.append(checksum)
+        self._checksums.append(found)
 
     def finish(self) -> BlockIndex:
         return BlockIndex(self.num_rows, self._offsets, self._checksums)

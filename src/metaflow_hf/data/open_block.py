@@ -5,7 +5,6 @@ Hashing and writing go on in a thread while the next rows are read and checked.
 
 import hashlib
 import shutil
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, wait
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, cast
 from urllib.parse import unquote, urlsplit
 
+import xxhash
 import zstandard
 
 from metaflow_hf.data.index import SEGMENT_ROWS, IndexBuilder
@@ -50,10 +50,10 @@ class OpenBlock:
         # The segment that is not full yet: its rows, and its bytes (compressed blocks) or their size and checksum.
         self._segment_rows = 0
         self._segment_size = 0
-        self._segment_checksum = 0
+        self._segment_checksum = xxhash.xxh3_64()
         self._segment: list[memoryview] = []
 
-    def append(self, data: bytes, ends: Ends, start: int, stop: int) -> None:
+    def append(self, data: bytes | bytearray, ends: Ends, start: int, stop: int) -> None:
         """The lines ``[start, stop)`` of ``data``; line ``i`` ends at ``ends[i]``."""
         self.rows += stop - start
         self.num_bytes += int(ends[stop - 1]) - (int(ends[start - 1]) if start else 0)
@@ -80,7 +80,7 @@ class OpenBlock:
             self._file.close()
             self.path.unlink(missing_ok=True)
 
-    def _take(self, data: bytes, ends: Ends, start: int, stop: int) -> None:
+    def _take(self, data: bytes | bytearray, ends: Ends, start: int, stop: int) -> None:
         view, first = memoryview(data), int(ends[start - 1]) if start else 0
         row, begin = start, first
         while row < stop:
@@ -98,7 +98,7 @@ class OpenBlock:
         self._segment_rows += rows
         if self._compress is None:
             self._segment_size += len(part)
-            self._segment_checksum = zlib.crc32(part, self._segment_checksum)
+            self._segment_checksum.update(part)
         else:
             self._segment.append(part)
         if self._segment_rows == SEGMENT_ROWS:
@@ -108,9 +108,11 @@ class OpenBlock:
         if self._compress is not None:
             stored = self._compress(b"".join(self._segment))
             self._write(memoryview(stored))
-            self._segment_size, self._segment_checksum = len(stored), zlib.crc32(stored)
-        self._index.add_segment(self._segment_size, self._segment_checksum, self._segment_rows)
-        self._segment, self._segment_rows, self._segment_size, self._segment_checksum = [], 0, 0, 0
+            self._segment_size = len(stored)
+            self._segment_checksum.update(stored)
+        self._index.add_segment(self._segment_size, self._segment_checksum.intdigest(), self._segment_rows)
+        self._segment, self._segment_rows, self._segment_size = [], 0, 0
+        self._segment_checksum.reset()
 
     def _write(self, data: memoryview) -> None:
         self._sha.update(data)

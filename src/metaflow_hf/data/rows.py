@@ -63,7 +63,7 @@ class EncodedRows:
     ``consumed[i]`` input rows, counted from the batch's first, were used up to and with line ``i``.
     """
 
-    data: bytes
+    data: bytes | bytearray
     ends: Ends
     consumed: Sequence[int]
     total_consumed: int

@@ -1,6 +1,7 @@
 """Rows of one's own, written one by one into the blocks of a dataset."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, cast
@@ -17,9 +18,9 @@ from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_settings
 from metaflow_hf.errors import UserError
 from metaflow_hf.store import ObjectStore, open_store
 
-# What waits in memory to be written together; what a line costs there besides its bytes.
-_FLUSH_BYTES: Final = 1024 * 1024
-_LINE_BYTES: Final = 64
+# What waits in memory to be written together.
+_FLUSH_BYTES: Final = 512 * 1024
+_MANY_SKIPS: Final = 10_000
 # How many rows are encoded together.
 _MANY: Final = 1_000
 
@@ -30,8 +31,8 @@ class StreamingBlockWriter:
     ``output_dir`` is a directory or a URI of a store. After a restart with the same arguments ``next_cursor``
     says how many calls of ``write`` are already committed: go on with the row after those, and the result is
     that of an uninterrupted run. As a context manager it completes the dataset at the end; when the body
-    raises, what is committed stays and the dataset stays incomplete. A second writer of the same directory
-    waits until the first is gone, however it went.
+    raises, what is committed stays and the dataset stays incomplete; so it is when rows could not be stored. A second
+    writer of the same directory waits until the first is gone, however it went.
 
     ``text_column`` is found in the first row unless it is named. ``max_rows`` and ``max_bytes`` (of JSON lines)
     end the dataset early; later rows are ignored. Raises ``ConfigError`` for a first row without a text column,
@@ -67,17 +68,18 @@ class StreamingBlockWriter:
         lease = hold_lease(self._store, ttl=lease_seconds)
         assert lease is not None, "without a condition to wait for, the lease is ours in the end"
         self._lease = lease
-        # Lines that wait, how many of them stood before each row that was skipped, and for how much there is room.
-        self._lines: list[bytes] = []
+        # Lines that wait; where the first begins and each ends, which alone says how many there are, however a call
+        # was interrupted; and how many of them stood before each row that was skipped.
+        self._lines = bytearray()
+        self._ends = [0]
         self._skips: list[int] = []
-        self._room = _FLUSH_BYTES
         self._block_room = 0
         self._first = 0
         self._wants_more = True
         self._is_open = True
         self._writer: DatasetWriter | None = None
         self._encoder: RowEncoder | None = None
-        self._plain_line: Callable[[Any], bytes | None] = _no_line
+        self._append_plain: Callable[[dict[str, Any], bytearray, int], int] = _no_line
         try:
             column = text_column or _stored_text_column(self._store)
             if column is not None:
@@ -89,7 +91,7 @@ class StreamingBlockWriter:
     @property
     def next_cursor(self) -> int:
         """How many calls of ``write``, counted over all runs, are committed or under way in this run."""
-        return self._first + len(self._lines) + len(self._skips)
+        return self._first + len(self._ends) - 1 + len(self._skips)
 
     def write(self, row: Mapping[str, Any] | str) -> None:
         """Adds one row; a plain string is a row with the column ``text``.
@@ -97,13 +99,12 @@ class StreamingBlockWriter:
         A row without text is counted and skipped. Raises ``BadRowError`` for one that JSON cannot keep, and
         ``UserError`` after ``close`` or ``abort``.
         """
-        line = self._plain_line(row) if row.__class__ is dict else None
-        if line is None:
+        end = self._append_plain(row, self._lines, self._ends[-1]) if row.__class__ is dict else 0
+        if not end:
             self._write_other(row)
             return
-        self._lines.append(line)
-        self._room -= len(line) + _LINE_BYTES
-        if self._room < 0 or len(self._lines) == self._block_room:
+        self._ends.append(end)
+        if end > _FLUSH_BYTES or len(self._ends) > self._block_room:
             self._flush()
 
     def write_many(self, rows: Sequence[Mapping[str, Any] | str]) -> None:
@@ -123,15 +124,15 @@ class StreamingBlockWriter:
 
     def _write_at_once(self, rows: Sequence[Mapping[str, Any] | str]) -> bool:
         """Whether the rows could be added, all together."""
-        if self._encoder is None or self._plain_line is _no_line:
+        if self._encoder is None or self._append_plain is _no_line:
             return False
         data = self._encoder.plain_lines(cast("Sequence[Mapping[str, Any]]", rows))
         if data is None:
             return False
         self._flush()
-        self._append(
-            EncodedRows(data, line_ends(data), range(1, len(rows) + 1), len(rows), AfterRow(0, self._first))
-        )
+        with self._abort_on_error():
+            consumed = range(1, len(rows) + 1)
+            self._take(EncodedRows(data, line_ends(data), consumed, len(rows), AfterRow(0, self._first)))
         return True
 
     def _write_other(self, row: Mapping[str, Any] | str) -> None:
@@ -146,15 +147,25 @@ class StreamingBlockWriter:
             encoder = self._begin(find_text_column([values], named=None, where=self._spec.dataset_name))
         line = encoder.encode_row(values, self._spec.dataset_name, self.next_cursor)
         if line is None:
-            self._skips.append(len(self._lines))
+            self._skips.append(len(self._ends) - 1)
         else:
-            self._lines.append(line)
-        self._room -= len(line or b"") + _LINE_BYTES
-        if self._room < 0 or len(self._lines) == self._block_room:
+            self._lines[self._ends[-1] :] = line + b"\n"
+            self._ends.append(len(self._lines))
+        is_much = self._ends[-1] > _FLUSH_BYTES or len(self._skips) > _MANY_SKIPS
+        if is_much or len(self._ends) > self._block_room:
             self._flush()
 
     def close(self) -> BlockManifest:
-        """Commits the last block and completes the dataset. Idempotent; when it raises, as ``abort``."""
+        """Commits the last block and completes the dataset. Idempotent; when it raises, as ``abort``.
+
+        Raises ``UserError`` where rows were lost: after ``abort``, and after a ``write`` that could not store what it
+        was given.
+        """
+        if not self._is_open and not (self._writer is not None and self._writer.is_complete):
+            raise UserError(
+                f"{self._spec.dataset_name}: the writer was aborted, so the dataset is not complete. Open another one, "
+                "which goes on behind what is committed (next_cursor)."
+            )
         try:
             if self._writer is None:
                 self._begin(None)
@@ -167,7 +178,7 @@ class StreamingBlockWriter:
 
     def abort(self) -> None:
         """Drops what is not committed and lets others write; a later writer goes on. Idempotent."""
-        self._is_open, self._plain_line = False, _no_line
+        self._is_open, self._append_plain = False, _no_line
         if self._writer is not None:
             self._writer.discard()
         self._lease.release()
@@ -189,30 +200,43 @@ class StreamingBlockWriter:
         self._first = self._writer.cursor.row
         self._block_room = self._writer.block_room
         self._encoder = RowEncoder(text_column or "text", on_bad_row=spec.on_bad_row)
-        self._plain_line = self._encoder.plain_line
+        self._append_plain = self._encoder.append_plain
         return self._encoder
 
     def _flush(self) -> None:
-        total = len(self._lines) + len(self._skips)
+        count, total = len(self._ends) - 1, len(self._ends) - 1 + len(self._skips)
         if self._writer is None or not total:
             return
-        numbers = np.arange(len(self._lines))
-        consumed = (numbers + 1 + np.searchsorted(self._skips, numbers, side="right")).tolist()
-        batch = EncodedRows.of(self._lines, consumed, total, AfterRow(0, self._first))
-        self._append(batch)
-        self._lines, self._skips, self._room = [], [], _FLUSH_BYTES
+        consumed: Sequence[int] = range(1, count + 1)
+        if self._skips:
+            numbers = np.arange(count)
+            consumed = (numbers + 1 + np.searchsorted(self._skips, numbers, side="right")).tolist()
+        with self._abort_on_error():
+            ends = np.array(self._ends[1:], np.int64)
+            self._take(EncodedRows(self._lines, ends, consumed, total, AfterRow(0, self._first)))
+            # These lines are the block's now.
+            self._lines, self._ends, self._skips = bytearray(), [0], []
 
-    def _append(self, batch: EncodedRows) -> None:
+    @contextmanager
+    def _abort_on_error(self) -> Iterator[None]:
+        """What of a batch is in the open block is not known when that fails: nothing may follow it."""
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
+
+    def _take(self, batch: EncodedRows) -> None:
         assert self._writer is not None
         self._wants_more = self._writer.append(batch)
         if not self._wants_more:
-            self._plain_line = _no_line
+            self._append_plain = _no_line
         self._first += batch.total_consumed
         self._block_room = self._writer.block_room
 
 
-def _no_line(_: Any) -> None:
-    return None
+def _no_line(_row: dict[str, Any], _lines: bytearray, _at: int) -> int:
+    return 0
 
 
 def _stored_text_column(store: ObjectStore) -> str | None:

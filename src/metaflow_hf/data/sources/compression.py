@@ -13,7 +13,7 @@ import zstandard
 
 from metaflow_hf.errors import IntegrityError
 
-READ_BYTES: Final = 1024 * 1024
+READ_BYTES: Final = 512 * 1024
 COMPRESSIONS: Final = (".gz", ".zst", ".bz2", ".xz")
 _DAMAGE: Final = (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError)
 
