@@ -5,7 +5,6 @@ hard-linked read-only from the node's cache, so that a gigabyte takes no time an
 caller names gets real, writable copies only. Nothing ever links into the datastore.
 """
 
-import errno
 import os
 import re
 import shutil
@@ -18,17 +17,13 @@ from metaflow_hf.errors import ContentLost, IntegrityError, NotFound, SelectionE
 from metaflow_hf.store.manifests import Manifest, ManifestFile
 from metaflow_hf.store.node_cache import NodeCache, Verify
 from metaflow_hf.store.objects import ObjectStore, new_nonce
-from metaflow_hf.store.streams import reflink
+from metaflow_hf.store.streams import hard_link, reflink
 
 LARGE_BYTES: Final = 16 << 20
 WORKERS: Final = 8
 # A file on its way, beside its place; a killed load leaves it there, in a directory that may be saved later.
 _PART: Final = ".metaflow-hf-{}.part"
 _IS_PART: Final = re.compile(r"\.metaflow-hf-[0-9a-f]{12}\.part")
-# What file systems answer that cannot link: across devices, not permitted, too many links, not supported.
-_NO_LINK: Final = frozenset(
-    {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
-)
 
 
 def materialize(
@@ -111,7 +106,7 @@ def _finish(results: Iterable[None]) -> None:
 def _write_file(source: Path, place: Path, file: ManifestFile, *, link: bool) -> None:
     part = place.with_name(_PART.format(new_nonce()[:12]))
     try:
-        if not _reflink(source, part) and not (link and _hard_link(source, part)):
+        if not _reflink(source, part) and not (link and hard_link(source, part)):
             shutil.copyfile(source, part)
         if part.stat().st_size != file.size:
             raise IntegrityError(f"{place} was cut short while it was copied from the node's cache.")
@@ -126,13 +121,3 @@ def _reflink(source: Path, place: Path) -> bool:
             return True
     place.unlink()
     return False
-
-
-def _hard_link(source: Path, place: Path) -> bool:
-    try:
-        os.link(source, place)
-    except OSError as error:
-        if error.errno in _NO_LINK:
-            return False
-        raise
-    return True

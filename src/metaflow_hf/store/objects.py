@@ -118,10 +118,20 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def download(self, key: str, path: Path, *, expected: Digest | None = None) -> Digest:
+    def share(self, path: Path, key: str, digest: Digest) -> None:
+        """Makes a file of ours that nobody will ever change the object ``key``; ``digest`` is that of the file.
+
+        As ``upload``, but a directory's store gives a file of its own file system a second name instead of copying it.
+        """
+        ...
+
+    def download(
+        self, key: str, path: Path, *, expected: Digest | None = None, shared: bool = False
+    ) -> Digest:
         """Streams an object into a file, which appears whole (by a rename) or not at all.
 
-        Raises ``NotFound``, and ``IntegrityError`` when the bytes are not the expected ones.
+        With ``shared`` the caller will never change the file: it may be a second name of a directory's own. Raises
+        ``NotFound``, and ``IntegrityError`` when the bytes are not the expected ones.
         """
         ...
 

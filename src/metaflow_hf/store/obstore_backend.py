@@ -137,9 +137,23 @@ class ObstoreBackend:
             self.upload(path, key, expected=digest)
             path.unlink()
 
-    def download(self, key: str, path: Path, *, expected: Digest | None = None) -> Digest:
+    def share(self, path: Path, key: str, digest: Digest) -> None:
+        place = None if self._local_root is None else self._local_root / self._path(key)
+        if place is None or not self._ask(key, lambda: streams.link_durably(path, place)):
+            self.upload(path, key, expected=digest)
+        else:
+            self._sync(place.parent)
+
+    def download(
+        self, key: str, path: Path, *, expected: Digest | None = None, shared: bool = False
+    ) -> Digest:
         source = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if shared and self._local_root is not None:
+            place = self._local_root / source
+            found = self._read(key, lambda: streams.link_hashed(place, path, self._check(expected, key)))
+            if found is not None:
+                return found
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         part = Path(name)
         try:
@@ -151,7 +165,7 @@ class ObstoreBackend:
                         # It is this machine's disk, not the store, that is full.
                         raise error.__cause__ from error
                     raise
-            streams.check_digest(digest, expected, what=f"{self.uri}/{key}")
+            self._check(expected, key)(digest)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -178,6 +192,9 @@ class ObstoreBackend:
         # Object stores list in order of keys; directories and memory in any.
         ordered = isinstance(self._backend, (S3Store, GCSStore, AzureStore))
         return pages() if ordered else iter(sorted(pages(), key=lambda info: info.key))
+
+    def _check(self, expected: Digest | None, key: str) -> Callable[[Digest], None]:
+        return partial(streams.check_digest, expected=expected, what=f"{self.uri}/{key}")
 
     def _path(self, key: str) -> str:
         check_key(key)

@@ -4,6 +4,7 @@ Nothing is read twice for its checksum, no more than a few chunks are in memory,
 on virtual machines fresh memory costs more than the copy that it is for.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -27,6 +28,10 @@ CHUNK_BYTES: Final = 4 << 20
 RANGE_BYTES: Final = 8 << 20
 READERS: Final = 8
 _FICLONE: Final = 0x40049409
+# What file systems answer that cannot link: across devices, not permitted, too many links, not supported.
+_NO_LINK: Final = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES}
+)
 # No key ends like this: stores on local disks keep what they are writing under such names, and list none.
 _PART: Final = re.compile(r"#\d+$")
 
@@ -116,12 +121,44 @@ def copy_durably(source: Path, target: Path, check: Callable[[Digest], None]) ->
     The bytes are on the disk when it returns; the caller makes the name durable too.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}#{random.SystemRandom().randrange(10**9)}")
+    part = _part_of(target)
     try:
         with part.open("x+b", buffering=0) as out:
             digest = copy_hashed(source, out.fileno())
             check(digest)
             os.fsync(out.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return digest
+
+
+def link_durably(source: Path, target: Path) -> bool:
+    """Gives a file a second name, over ``target`` in one step; ``False`` where the file system cannot.
+
+    The bytes are on the disk when it returns; the caller makes the name durable too.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = _part_of(target)
+    try:
+        if not hard_link(source, part):
+            return False
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.rename(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def link_hashed(source: Path, target: Path, check: Callable[[Digest], None]) -> Digest | None:
+    """Gives a file a second name if ``check`` does not raise; ``None`` where the file system cannot."""
+    part = _part_of(target)
+    try:
+        if not hard_link(source, part):
+            return None
+        digest = hash_chunks(file_chunks(part))
+        check(digest)
         part.rename(target)
     finally:
         part.unlink(missing_ok=True)
@@ -143,6 +180,21 @@ def reflink(source: Path, descriptor: int) -> bool:
         fcntl.ioctl(descriptor, _FICLONE, reader.fileno())
         return True
     return False
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}#{random.SystemRandom().randrange(10**9)}")
+
+
+def hard_link(source: Path, target: Path) -> bool:
+    """Gives a file a second name; whether that is possible. Raises ``FileExistsError`` where the name is taken."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    return True
 
 
 def _write_all(view: memoryview, descriptor: int) -> None:

@@ -8,7 +8,7 @@ from metaflow_hf.train.records import Payload
 
 
 class PayloadFiles:
-    """Files by digest in one directory of this process."""
+    """Files by digest in one directory of this process; read only, for a store may know them by another name."""
 
     def __init__(self, store: ObjectStore, directory: Path) -> None:
         self._store = store
@@ -19,7 +19,7 @@ class PayloadFiles:
         """The local file of a payload. Raises ``NotFound``, ``IntegrityError`` for other bytes than recorded."""
         path = self.path(payload.digest)
         if not path.exists():
-            self._store.download(payload.key, path, expected=payload.expected)
+            self._store.download(payload.key, path, expected=payload.expected, shared=True)
         return path
 
     def path(self, digest: str) -> Path:

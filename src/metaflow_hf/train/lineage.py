@@ -160,9 +160,9 @@ class Lineage:
         return self._create(f"deltas/{number_part(number)}/{delta.attempt}{_JSON}", delta).created
 
     def upload(self, path: Path, key: str, digest: Digest) -> Payload:
-        """Stores a tensor file under ``key``; the caller then names it in a record."""
-        stored = self.store.upload(path, key, expected=digest)
-        return Payload(key=key, digest=stored.sha256, size=stored.size)
+        """Stores a tensor file, which nobody changes any more, under ``key``; the caller then names it in a record."""
+        self.store.share(path, key, digest)
+        return Payload(key=key, digest=digest.sha256, size=digest.size)
 
     def upload_delta(self, path: Path, number: int, attempt: str, digest: Digest) -> Payload:
         """Stores the tensors of a contribution beside where its record will stand."""
