@@ -276,15 +276,18 @@ class Stopwatch:
         setattr(owner, name, timed)
 
     def count_bytes(self, store: ObjectStore) -> None:
-        for name in ("upload", "download"):
-            plain = getattr(store, name)
+        share, download = store.share, store.download
 
-            def counted(*arguments: Any, plain: Any = plain, name: str = name, **options: Any) -> Any:
-                digest = plain(*arguments, **options)
-                self.moved[name].append(digest.size)
-                return digest
+        def shared(path: Path, key: str, digest: Digest) -> None:
+            share(path, key, digest)
+            self.moved["upload"].append(digest.size)
 
-            setattr(store, name, counted)
+        def downloaded(*arguments: Any, **options: Any) -> Digest:
+            digest = download(*arguments, **options)
+            self.moved["download"].append(digest.size)
+            return digest
+
+        store.share, store.download = shared, downloaded
 
     def turn(self, waited: float) -> None:
         """A round is over."""

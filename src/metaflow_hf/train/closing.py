@@ -117,7 +117,7 @@ class Closer:
             began = self.clock()
             self.sleep(length)
             self.waited_seconds += self.clock() - began
-            length = min(length * 1.5, self.pace.longest_pause)
+            length = min(length * 1.2, self.pace.longest_pause)
 
         return pause
 

@@ -41,29 +41,27 @@ def quantise(values: Tensor, base: Tensor | None = None) -> tuple[Tensor, Tensor
     scales = torch.empty(_num_blocks(flat.numel()))
     for start in range(0, flat.numel(), SLAB):
         slab = flat[start : start + SLAB].float()
-        if minus is not None:
-            slab = slab - minus[start : start + SLAB]
         stop = start + len(slab)
-        blocks = torch.nn.functional.pad(slab, (0, -len(slab) % BLOCK)).view(-1, BLOCK)
+        slab = slab.clone() if minus is None else slab - minus[start:stop]
+        if len(slab) % BLOCK:
+            slab = torch.nn.functional.pad(slab, (0, -len(slab) % BLOCK))
+        blocks = slab.view(-1, BLOCK)
         scale = torch.maximum(blocks.amax(dim=1), -blocks.amin(dim=1)).div_(_LEVELS)
-        steps = torch.where(scale > 0, scale, 1.0)
-        whole = blocks.div(steps[:, None]).round_()
+        blocks.div_(torch.where(scale > 0, scale, 1.0)[:, None]).round_()
         if not bool(torch.isfinite(scale).all()):
-            whole.nan_to_num_()
-        quantised[start:stop] = whole.clamp_(-_LEVELS, _LEVELS).view(-1)[: len(slab)]
+            blocks.nan_to_num_().clamp_(-_LEVELS, _LEVELS)
+        quantised[start:stop] = slab[: stop - start]
         scales[start // BLOCK : _num_blocks(stop)] = scale
     return quantised.view(values.shape), scales
 
 
 def dequantise(quantised: Tensor, scales: Tensor) -> Tensor:
     """fp32 values of the shape of ``quantised``; the inverse of ``quantise`` up to its rounding."""
-    flat = quantised.reshape(-1)
-    values = torch.empty(flat.numel())
-    whole = flat.numel() - flat.numel() % BLOCK
-    blocks = (whole // BLOCK, BLOCK)
-    torch.mul(flat[:whole].view(blocks), scales[: blocks[0], None], out=values[:whole].view(blocks))
-    if whole < flat.numel():
-        torch.mul(flat[whole:], scales[-1], out=values[whole:])
+    values = quantised.reshape(-1).float()
+    whole = values.numel() - values.numel() % BLOCK
+    values[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
+    if whole < values.numel():
+        values[whole:].mul_(scales[-1])
     return values.view(quantised.shape)
 
 

@@ -35,10 +35,10 @@ def nesterov(learning_rate: float, momentum_factor: float) -> OuterStep:
     def step(
         base: Tensor, changes: Sequence[Tensor], tokens: Sequence[int], momentum: Tensor | None, /
     ) -> tuple[Tensor, Tensor | None]:
-        gradient = -mean_change(changes, tokens)
-        buffer = gradient if momentum is None else momentum * momentum_factor + gradient
-        direction = gradient + momentum_factor * buffer
-        return base - learning_rate * direction, buffer
+        gradient = mean_change(changes, tokens).neg_()
+        buffer = gradient if momentum is None else momentum.mul(momentum_factor).add_(gradient)
+        direction = gradient.add(buffer, alpha=momentum_factor)
+        return base.sub(direction, alpha=learning_rate), buffer
 
     return step
 
