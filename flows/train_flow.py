@@ -114,9 +114,9 @@ class TrainFlow(FlowSpec):
         job = TrainingJob.from_json(self.job)
         self.metrics = job.all_metrics([branch.metrics for branch in inputs])
         base, task = current.model.loaded["base_model"], current.pathspec
-        self.best_model = job.export(base, pathspec=task, base_model=self.base_model, best=True)
-        self.last_model = job.export(base, pathspec=task, base_model=self.base_model)
-        self.model = self.best_model if job.config.evaluation.model == "best" else self.last_model
+        exports = job.exports(base, pathspec=task, base_model=self.base_model)
+        self.best_model, self.ema_model, self.last_model = exports["best"], exports["ema"], exports["last"]
+        self.model = exports[job.config.evaluation.model]
         self.next(self.evaluate)
 
     @resources(gpu=config.resources.gpu, cpu=config.resources.cpu, memory=config.resources.memory)
@@ -126,14 +126,10 @@ class TrainFlow(FlowSpec):
     def evaluate(self):
         """The same held-out text and prompts before and after; the card."""
         print("Measuring held-out text and sampling, before and after …")
-        loaded = current.model.loaded
+        base, new = current.model.loaded["base_model"], current.model.loaded["model"]
+        run = f"{current.flow_name}/{current.run_id}"
         self.outcome = TrainingJob.from_json(self.job).evaluate(
-            loaded["base_model"],
-            loaded["model"],
-            plan=self.plan,
-            model=self.model,
-            metrics=self.metrics,
-            run=f"{current.flow_name}/{current.run_id}",
+            base, new, plan=self.plan, model=self.model, metrics=self.metrics, run=run
         )
         show(current.card["training"], training_page(self.plan, merged_events(self.metrics), self.outcome))
         self.evaluation = current.pathspec

@@ -109,6 +109,12 @@ def test_numbers_in_scientific_notation_are_numbers():
     }
 
 
+def test_an_average_can_be_the_model_only_where_one_is_kept():
+    with pytest.raises(ConfigError, match=r"evaluation: model: ema needs rounds\.ema_half_life"):
+        TrainConfig.parse({"evaluation": {"model": "ema"}})
+    TrainConfig.parse({"evaluation": {"model": "ema"}, "rounds": {"ema_half_life": 1000}})
+
+
 def test_replace_validates_and_keeps_the_rest():
     config = TrainConfig.parse({"model": {"repo_id": "a/b"}, "rounds": {"workers": 3}})
     changed = config.replace(model={"repo_id": "c/d"})

@@ -83,6 +83,16 @@ class TrainConfig(Section):
             raise ValueError("must be 'embedded' or the URL of a hub (http://… or https://…)")
         return value
 
+    @pydantic.field_validator("evaluation")
+    @classmethod
+    def _averaged(cls, value: EvaluationConfig, info: pydantic.ValidationInfo) -> EvaluationConfig:
+        rounds = info.data.get("rounds")
+        if value.model == "ema" and rounds is not None and rounds.ema_half_life is None:
+            raise ValueError(
+                "model: ema needs rounds.ema_half_life: after how many tokens earlier weights count half"
+            )
+        return value
+
     @classmethod
     def parse(cls, values: Mapping[str, Any], *, where: str = "configuration") -> Self:
         """The configuration in ``values``. Raises ``ConfigError`` that lists every mistake with its path."""

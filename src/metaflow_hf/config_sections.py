@@ -170,7 +170,8 @@ class OptimizerConfig(Section):
 class RoundsConfig(Section):
     """How workers share the work: the length of a round, and how its contributions become one model.
 
-    ``seconds`` is the time box of a round, ``solo_start`` the fraction of the tokens that one worker trains
+    ``ema_half_life`` keeps an exponential moving average of the weights: after so many tokens what a round had learned
+    counts half (a tenth of ``max_tokens`` is a good one). ``seconds`` is the time box of a round, ``solo_start`` the fraction of the tokens that one worker trains
     alone first, which only a randomly initialised model needs, ``grace_seconds`` how long a claim in hand may go on
     when the machine is to be taken away (the upload comes after that). ``workers`` are branches; each takes
     ``gpus_per_worker`` GPUs, which share its batches (``parallel: ddp``) or its weights as well (``fsdp``). ``share_gpus``
@@ -188,6 +189,7 @@ class RoundsConfig(Section):
     outer_learning_rate: PositiveFloat = 0.7
     outer_momentum: Fraction = 0.6
     encoding: Literal["int8", "fp32"] = "int8"
+    ema_half_life: PositiveInt | None = None
     max_failures: PositiveInt = 5
     on_failure: Literal["stop", "skip"] = "stop"
     keep: Literal["recent", "all"] = "recent"
@@ -217,18 +219,21 @@ class HarnessConfig(Section):
     include_path: str | None = None
 
 
+ModelKind = Literal["last", "best", "ema"]
+
+
 class EvaluationConfig(Section):
     """What is measured and sampled, before and after training and, with ``every_rounds``, after every so many rounds.
 
-    ``model`` says which weights the run's model has: those of the last round, or those of the round with the lowest
-    held-out loss.
+    ``model`` says which weights the run's model has: those of the last round, those of the round with the lowest
+    held-out loss, or the moving average of ``rounds.ema_half_life``.
     """
 
     max_samples: PositiveInt = 256
     every_rounds: PositiveInt | None = None
     early_stop: EarlyStopConfig | None = None
     harness: HarnessConfig | None = None
-    model: Literal["last", "best"] = "last"
+    model: ModelKind = "last"
     prompts: list[str] = []
     max_new_tokens: PositiveInt = 64
     temperature: Annotated[float, Field(ge=0)] = 0.8

@@ -136,8 +136,9 @@ def _one_training(seed: int, faults: int, *, on_s3: bool) -> Counter[str]:
 def _use(endpoint: str) -> None:
     from metaflow import metaflow_config
 
-    # Metaflow reads its settings once, at import.
+    # Metaflow reads its settings once, at import; each training has a server of its own.
     metaflow_config.S3_ENDPOINT_URL = endpoint
+    metaflow_config.DATATOOLS_CLIENT_PARAMS["endpoint_url"] = endpoint
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from metaflow_hf.store import open_store
 from metaflow_hf.train.files import PayloadFiles
@@ -274,3 +275,43 @@ def test_a_merge_that_fails_leaves_no_file_open(bench, monkeypatch):
     assert len(writers) == 2
     assert all(writer._file.closed for writer in writers)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sha256")]
+
+
+def test_the_average_is_the_ema_of_the_weights_whatever_the_length_of_rounds(bench):
+    half_life = 40
+    lengths, values = [40, 10, 30, 20], [1.0, -3.0, 2.0, 5.0]
+    expected = None
+    for number, (tokens, value) in enumerate(zip(lengths, values, strict=True)):
+        bench.publish(f"a{number}", [(number, number + 1)], [value] * 4, tokens=tokens)
+        bench.publish(f"b{number}", [(number + 5, number + 6)], [value / 2] * 4, tokens=0)
+        manifest = bench.close(ema_half_life=half_life)
+        model = torch.nn.Linear(4, 1, bias=False)
+        torch.nn.init.constant_(model.weight, bench.weights()[0])
+        if expected is None:
+            expected = AveragedModel(model)
+        # The oracle's decay is fixed for its life.
+        expected.multi_avg_fn = get_ema_multi_avg_fn(0.5 ** (tokens / half_life))
+        expected.update_parameters(model)
+    path = bench.root / "average"
+    bench.lineage.store.download(manifest.ema.key, path)
+    assert load_file(path)["w"].tolist() == pytest.approx(expected.module.weight.flatten().tolist())
+    # Later rounds need it, whatever else is swept.
+    bench.lineage.sweep(bench.base)
+    assert bench.lineage.store.head(manifest.ema.key)
+
+
+def test_a_round_that_trained_nothing_leaves_the_average_alone(bench):
+    bench.publish("a", [(0, 1)], [1.0] * 4)
+    first = bench.close(ema_half_life=10)
+    assert first.ema == first.weights
+    assert bench.close(ema_half_life=10).ema == first.ema
+    assert bench.close().ema == first.ema
+
+
+def test_the_only_contributor_keeps_the_average_too(bench):
+    for number in range(2):
+        bench.publish(f"a{number}", [(number, number + 1)], [number + 1.0] * 4, encoding="weights")
+        manifest = bench.close(ema_half_life=10)
+    path = bench.root / "average"
+    bench.lineage.store.download(manifest.ema.key, path)
+    assert load_file(path)["w"].tolist() == [1.5] * 4

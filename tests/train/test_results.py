@@ -1,9 +1,11 @@
 """What comes of a lineage: an exported model, its quality, its texts."""
 
+import itertools
 import json
 import math
 
 import pytest
+import safetensors.torch
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -38,6 +40,37 @@ def export(training, tmp_path):
         )
 
     return run
+
+
+def test_the_moving_average_of_all_rounds_is_a_model_too(training, export, tmp_path):
+    training.start(rounds={"ema_half_life": 500, "seconds": 0.01})
+    training.work()
+    store = training.store
+    rounds = [json.loads(store.get(info.key)) for info in store.list("rounds")]
+    average = None
+    for before, after in itertools.pairwise(rounds):
+        weights = safetensors.torch.load(store.get(after["weights"]["key"]))
+        share = 1 - 0.5 ** ((after["tokens"] - before["tokens"]) / 500)
+        average = (
+            {name: (1 - share) * average[name] + share * weights[name] for name in weights}
+            if average
+            else weights
+        )
+    averaged = export(ema=True)
+    assert averaged.label == "model-ema"
+    assert export(ema=True) == averaged
+    last = export()
+    assert last.digest != averaged.digest
+    found = AutoModelForCausalLM.from_pretrained(load(tmp_path, averaged), dtype=torch.float32).state_dict()
+    for name, values in average.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-7)
+
+
+def test_an_average_that_was_not_kept_cannot_be_exported(training, export):
+    training.start(rounds={"max_tokens": 100})
+    training.work()
+    with pytest.raises(ConfigError, match=r"rounds\.ema_half_life was not set"):
+        export(ema=True)
 
 
 def load(tmp_path, reference):

@@ -61,6 +61,7 @@ def assemble_worker(
         outer_step=outer_step or _outer_step(rounds),
         max_failures=plan.max_failures,
         skip_failing=plan.skip_failing,
+        ema_half_life=rounds.ema_half_life,
         enough=validator.enough if validator is not None else lambda: "",
         progress=heartbeat.progress,
         nonce=nonce,

@@ -5,10 +5,10 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.errors import NotFound, TrainingIncomplete
+from metaflow_hf.errors import ConfigError, NotFound, TrainingIncomplete
 from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
@@ -25,9 +25,13 @@ from metaflow_hf.train.models import (
     trained_parameters,
 )
 from metaflow_hf.train.ranges import Positions
+from metaflow_hf.train.records import Payload
 from metaflow_hf.train.tensors import TensorReader
 
 logger = logging.getLogger("metaflow_hf.train")
+
+# Where a lineage records what its weights were exported as.
+_FOLDERS: Final = {"last": "exports", "best": "best", "ema": "averaged"}
 
 
 def export_lineage(
@@ -42,6 +46,7 @@ def export_lineage(
     task: str,
     label: str = "model",
     best: bool = False,
+    ema: bool = False,
     base_model: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
@@ -52,20 +57,22 @@ def export_lineage(
     ``store`` is rooted at ``training/<lineage>/``; ``models`` at the root that references are loaded from. The
     weights are copied, so the reference outlives the lineage. Adapters are folded into the model, or are what is saved
     (``model.lora.save``). With ``best`` it is the round with the lowest held-out loss of those that were measured while
-    training went on, which may be the last as well; to be asked for first, because a collection may free the weights of
-    earlier rounds once the last is exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
+    training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
+    (``rounds.ema_half_life``). Both are to be asked for first, because a collection may free their weights once the last is
+    exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
     ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final,
     ``NotFound`` when model and weights are both gone.
     """
     lineage = Lineage(store)
     newest = _final(lineage)
     closed = (best and _best(lineage, newest)) or newest
-    digest = closed.manifest.weights.digest
+    weights = _average(newest) if ema else closed.manifest.weights
+    kind = "ema" if ema else "last" if closed is newest else "best"
     exports = _Exports(
         lineage,
         models,
-        f"adapter-{digest}" if _saves_adapter(config) else digest,
-        folder="exports" if closed is newest else "best",
+        f"adapter-{weights.digest}" if _saves_adapter(config) else weights.digest,
+        folder=_FOLDERS[kind],
     )
     reference = exports.usable()
     if reference is not None:
@@ -73,7 +80,7 @@ def export_lineage(
     try:
         with tempfile.TemporaryDirectory(prefix="export-") as scratch:
             directory = Path(scratch) / "model"
-            write_model(lineage, closed, model_dir, config, directory, base_model=base_model)
+            write_model(lineage, weights, model_dir, config, directory, base_model=base_model)
             reference = save_directory(
                 models,
                 directory,
@@ -81,9 +88,10 @@ def export_lineage(
                 run=run,
                 step=step,
                 task=task,
-                label=label if closed is newest else f"{label}-best",
+                label=label if kind == "last" else f"{label}-{kind}",
                 metadata={
                     **_facts(lineage, closed),
+                    **({} if ema else _measured(lineage, closed)),
                     **_adapter_facts(config, base_model or {}),
                     **(metadata or {}),
                 },
@@ -150,21 +158,21 @@ class _Exports:
 
 def write_model(
     lineage: Lineage,
-    closed: ClosedRound,
+    weights: Payload,
     model_dir: Path,
     config: TrainConfig,
     directory: Path,
     *,
     base_model: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the model of any closed round, with its tokenizer, as a directory that transformers loads, or peft where
+    """Writes the model with these weights of a closed round, with its tokenizer, as a directory that transformers loads, or peft where
     adapters are to be saved by themselves.
     """
     seed = config.data.seed
     model = prepare(load_model(model_dir, config.model, seed=seed), config.model, seed=seed)
     with tempfile.TemporaryDirectory(prefix="weights-") as scratch:
         files = PayloadFiles(lineage.store, Path(scratch))
-        with TensorReader(files.fetch(closed.manifest.weights)) as reader:
+        with TensorReader(files.fetch(weights)) as reader:
             load_weights(trained_parameters(model), reader)
     if _saves_adapter(config):
         commit = (base_model or {}).get("commit_hash")
@@ -196,6 +204,14 @@ def _final(lineage: Lineage) -> ClosedRound:
     return newest
 
 
+def _average(newest: ClosedRound) -> Payload:
+    if newest.manifest.ema is None:
+        raise ConfigError(
+            "evaluation.model: ema, but this training kept no moving average: rounds.ema_half_life was not set."
+        )
+    return newest.manifest.ema
+
+
 def _best(lineage: Lineage, newest: ClosedRound) -> ClosedRound | None:
     """The best measured round whose weights are stored, or were exported; ``None`` when that is the newest."""
     exported = [info.key for info in lineage.store.list("best")]
@@ -217,7 +233,6 @@ def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
         "tokens": manifest.tokens,
         "positions_done": len(manifest.settled - skipped),
         "positions_skipped": len(skipped),
-        **_measured(lineage, newest),
     }
 
 

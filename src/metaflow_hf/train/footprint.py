@@ -49,12 +49,13 @@ def memory_of_worker(model_dir: Path, config: TrainConfig, dtype: torch.dtype) -
 def disk_of_run(trained: int, parameters: int, config: TrainConfig, *, rounds: int) -> dict[str, int]:
     """Bytes that a lineage keeps in the datastore while it trains (``rounds``), and its ``result``.
 
-    Two rounds are kept unless all are: weights, momentum of the outer step and one optimiser's state, and a
-    contribution of each worker.
+    Two rounds are kept unless all are: weights, momentum of the outer step, one optimiser's state and the moving
+    average where one is wanted, and a contribution of each worker.
     """
     workers = config.rounds.workers
     delta = FP32_BYTES if workers == 1 or config.rounds.encoding == "fp32" else 1
     state = FP32_BYTES + (FP32_BYTES if workers > 1 else 0) + bytes_per_parameter(config.optimizer)
+    state += FP32_BYTES if config.rounds.ema_half_life is not None else 0
     kept = max(rounds, ROUNDS_KEPT) if config.rounds.keep == "all" else ROUNDS_KEPT
     is_adapter = config.model.lora is not None and config.model.lora.save == "adapter"
     width = 2 if config.model.dtype in ("bfloat16", "float16") else FP32_BYTES

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.config_sections import ModelKind
 from metaflow_hf.events import Event
 from metaflow_hf.references import ModelRef
 from metaflow_hf.report.outcome import Outcome, Plan
@@ -232,12 +233,12 @@ class TrainingJob:
         *,
         pathspec: str,
         base_model: Mapping[str, Any] | None = None,
-        best: bool = False,
+        kind: ModelKind = "last",
     ) -> dict[str, Any]:
         """The final model as a reference; the same one however often it is asked for.
 
-        ``pathspec`` is flow/run/step/task, ``base_model`` the reference of ``model_dir``, which the metadata name. With
-        ``best`` it is that of the round with the lowest held-out loss, to be asked for first. Raises
+        ``pathspec`` is flow/run/step/task, ``base_model`` the reference of ``model_dir``, which the metadata name;
+        ``kind`` is which weights, as ``evaluation.model`` names them; ``last`` is to be asked for last. Raises
         ``TrainingIncomplete`` while the lineage is not final.
         """
         from metaflow_hf.train.export import export_lineage
@@ -253,11 +254,24 @@ class TrainingJob:
             run=run,
             step=step,
             task=task,
-            best=best,
+            best=kind == "best",
+            ema=kind == "ema",
             base_model=base_model or {},
             metadata={"base_model": self.config.model.name, "dataset": self.config.data.dataset},
         )
         return reference.to_json()
+
+    def exports(
+        self, model_dir: str | Path, *, pathspec: str, base_model: Mapping[str, Any] | None = None
+    ) -> dict[ModelKind, dict[str, Any] | None]:
+        """``export`` of each kind; ``ema`` is ``None`` where no average was kept."""
+        kinds: tuple[ModelKind, ...] = ("best", "ema", "last")
+        return {
+            kind: None
+            if kind == "ema" and self.config.rounds.ema_half_life is None
+            else self.export(model_dir, pathspec=pathspec, base_model=base_model, kind=kind)
+            for kind in kinds
+        }
 
     def evaluate(
         self,

@@ -2,9 +2,10 @@
 
     spec.json                       what is trained, created once
     rounds/<r>.json                 one closed round; creating it is the commit. Never deleted
-    weights/<r>/<digest>/…          trained parameters of round r; like the next two safetensors, stored before the round
+    weights/<r>/<digest>/…          trained parameters of round r; like the next three safetensors, stored before the round
     outer/<r>/<digest>/…            momentum of the outer optimiser
     inner/<r>/<digest>/…            Adam moments of one worker
+    ema/<r>/<digest>/…              moving average of the weights up to round r, where one is wanted
     claims/<r>/<position>.json      who trains a position in the round that starts from r
     deltas/<r>/<attempt>.json       a worker's contribution to that round (….safetensors beside it, first)
     heartbeats/<attempt>            moves while the worker makes progress
@@ -12,6 +13,7 @@
     evaluations/<r>.json            held-out figures of round r, measured while training goes on
     exports/<digest>.json           the model reference that a final lineage became (….<n>.json: after it was deleted)
     best/<digest>.json              the same of the round with the best held-out figures, where it is not the last
+    averaged/<digest>.json          the same of the moving average
     keep-all                        there when nothing of the lineage may ever be collected
 
 Correctness rests on ``create`` of ``spec.json``, ``claims`` and ``rounds`` alone.
@@ -41,7 +43,7 @@ from metaflow_hf.train.records import (
 logger = logging.getLogger("metaflow_hf.train")
 
 _DIGITS: Final = 10
-_SWEPT_KINDS: Final = ("weights", "outer", "inner", "claims", "deltas")
+_SWEPT_KINDS: Final = ("weights", "outer", "inner", "ema", "claims", "deltas")
 # What is of no use once training is over, or was given up.
 PAYLOAD_KINDS: Final = (*_SWEPT_KINDS, "heartbeats", "metrics")
 KEEP_ALL: Final = "keep-all"
@@ -227,5 +229,5 @@ def _stem(key: str) -> str:
 
 def _named(rounds: Iterable[ClosedRound]) -> set[str]:
     manifests = [item.manifest for item in rounds]
-    payloads = [payload for m in manifests for payload in (m.weights, m.outer, m.inner)]
+    payloads = [payload for m in manifests for payload in (m.weights, m.outer, m.inner, m.ema)]
     return {payload.key for payload in payloads if payload is not None}

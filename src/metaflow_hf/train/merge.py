@@ -22,6 +22,7 @@ from torch import Tensor
 from metaflow_hf.errors import IntegrityError, NotFound
 from metaflow_hf.store.objects import new_nonce
 from metaflow_hf.train.delta import check_delta, decoder, slabs
+from metaflow_hf.train.ema import next_average
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.outer import OuterStep
@@ -51,11 +52,12 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Weights, outer and inner state of the next round, stored already."""
+    """Weights, outer and inner state and average of the next round, stored already."""
 
     weights: Payload
     outer: Payload | None
     inner: Payload | None
+    ema: Payload | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,7 @@ class Merger:
     outer_step: OuterStep
     max_failures: int = 5
     skip_failing: bool = False
+    ema_half_life: int | None = None
     enough: Callable[[], str] = lambda: ""
     progress: Callable[[], None] = lambda: None
     nonce: Callable[[], str] = new_nonce
@@ -87,7 +90,7 @@ class Merger:
         already. Safe to call by several workers at once.
         """
         good, rejected, released = self._gather(base)
-        states = self._merge(base, good)
+        states = self._averaged(base, self._merge(base, good), good)
         manifest = self._manifest(base, states, good, rejected, _lost(claims, good, released), inner)
         return self.lineage.create_round(manifest)
 
@@ -164,6 +167,21 @@ class Merger:
             return States(weights, manifest.outer, only.delta.inner or manifest.inner)
         return self._step(base, trained)
 
+    def _averaged(self, base: ClosedRound, states: States, good: Sequence[Contribution]) -> States:
+        tokens = sum(item.delta.tokens for item in good)
+        if self.ema_half_life is None or tokens == 0:
+            return replace(states, ema=base.manifest.ema)
+        average = next_average(
+            self.lineage,
+            self.files,
+            base.manifest,
+            states.weights,
+            tokens,
+            half_life=self.ema_half_life,
+            progress=self.progress,
+        )
+        return replace(states, ema=average)
+
     def _step(self, base: ClosedRound, trained: Sequence[Contribution]) -> States:
         manifest = base.manifest
         tokens = [item.delta.tokens for item in trained]
@@ -223,6 +241,7 @@ class Merger:
             weights=states.weights,
             outer=states.outer,
             inner=inner or states.inner,
+            ema=states.ema,
             accepted=[_accepted(item) for item in good],
             done=done.to_json(),
             skipped=skipped.to_json(),

@@ -73,7 +73,7 @@ class Round(Record, frozen=True, kw_only=True):
 
     ``closer`` is the attempt that committed it, ``parent`` the digest of the round before (``None`` for round 0),
     ``tokens`` counts all committed ones,
-    ``failures`` how often a position was lost with its worker or in a rejected delta, ``rejected`` why deltas
+    ``ema`` the moving average of the weights where one is wanted, ``failures`` how often a position was lost with its worker or in a rejected delta, ``rejected`` why deltas
     of the round before are not in the weights. ``empty_rounds`` counts rounds in a row that committed nothing;
     ``stopped`` says why the run ends here before its data and tokens do.
     """
@@ -85,6 +85,7 @@ class Round(Record, frozen=True, kw_only=True):
     weights: Payload
     outer: Payload | None = None
     inner: Payload | None = None
+    ema: Payload | None = None
     accepted: list[Accepted] = []
     done: list[Range] = []
     skipped: list[Range] = []

@@ -144,7 +144,14 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
         "optimizer": config.optimizer.model_dump(mode="json", exclude={"on_non_finite"}),
         "rounds": config.rounds.model_dump(
             mode="json",
-            include={"merge", "outer_learning_rate", "outer_momentum", "encoding", "solo_start"},
+            include={
+                "merge",
+                "outer_learning_rate",
+                "outer_momentum",
+                "encoding",
+                "solo_start",
+                "ema_half_life",
+            },
         ),
     }
 

@@ -272,7 +272,7 @@ class Worker:
         if self._work.published and self.ledger.done and self.attempt not in accepted:
             reason = manifest.rejected.get(self.attempt, "it was published too late")
             self._lose(self.ledger.base, reason)
-        self.files.keep_only((manifest.weights, manifest.outer, manifest.inner))
+        self.files.keep_only((manifest.weights, manifest.outer, manifest.inner, manifest.ema))
         self.lineage.forget_claims()
         if manifest.closer == self.attempt and not self.plan.keep_all:
             self.lineage.sweep(closed, keep=self.validator.kept(closed) if self.validator is not None else ())
