@@ -87,8 +87,9 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which texts are trained, and how they become batches; ``dataset`` may come from a flow's parameter instead.
 
-    ``evaluation_dataset`` is held out for the evaluation; without one about ``heldout_samples`` rows are (at least one in
-    a thousand), chosen by the hash of what they say, so that copies of a row are on the same side.
+    ``evaluation_dataset`` is held out for the evaluation: rows that say the same as one that is measured are not trained.
+    Without one about ``heldout_samples`` rows are held out (at least one in a thousand), chosen by the hash of what they
+    say, so that copies of a row are on the same side.
     ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
     sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
     ``loss_on`` says whose turns of a conversation are learned.

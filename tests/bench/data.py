@@ -253,9 +253,10 @@ def _environment(root: Path, name: str) -> str:
     python = place / "bin" / "python"
     if not (place / "complete").exists():
         venv.create(place, clear=True, with_pip=True)
-        # The versions that the project has itself, a PyTorch without a GPU's libraries among them.
-        pins = Path(__file__).parents[2] / "constraints.txt"
-        command = [python, "-m", "pip", "install", "--quiet", "--constraint", pins, name]
+        # The project's PyTorch, which has no GPU's libraries; everything else as the library wants it.
+        pins = (Path(__file__).parents[2] / "constraints.txt").read_text().splitlines()
+        torch = [pin for pin in pins if pin.startswith("torch==")]
+        command = [python, "-m", "pip", "install", "--quiet", name, *torch]
         subprocess.run(command, check=True)
         (place / "complete").touch()
     return str(python)

@@ -12,13 +12,15 @@ from transformers import AutoTokenizer
 from transformers.utils.logging import enable_progress_bar
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.sizes import chunk_samples
-from metaflow_hf.errors import ConfigError
+from metaflow_hf.errors import ConfigError, LineageMismatch
+from metaflow_hf.events import ClaimDone
 from metaflow_hf.report import UnigramModel, plan_text
 from metaflow_hf.store import datastore
 from metaflow_hf.train import devices
-from metaflow_hf.train.heldout import HeldOut, evaluation_rows
-from metaflow_hf.train.job import TrainingJob
+from metaflow_hf.train.heldout import Copies, HeldOut, count_copies, evaluation_rows
+from metaflow_hf.train.job import TrainingJob, merged_events
 from metaflow_hf.train.planning import check_length
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -310,3 +312,62 @@ def test_what_is_trained_is_no_evaluation_dataset(local_run: Path):
     config = job.config.replace(data={"evaluation_dataset": job.config.data.dataset})
     with pytest.raises(ConfigError, match="nothing would be held out. Name another split"):
         replace(job, config=config).check_data()
+
+
+def overlapping(local_run: Path, rows: list[str]) -> TrainingJob:
+    """A job that measures "held out 0" to "held out 9" of its evaluation dataset, with its blocks."""
+    made = with_evaluation(local_run, rows, max_samples=10)
+    small = {"sequence_length": 32, "batch_size": 2, "dataset_chunk_size": 4}
+    return replace(made, config=made.config.replace(data=small, rounds={"claim_samples": 2})).build()
+
+
+def test_what_is_measured_is_not_trained_wherever_it_lies(local_run: Path, model_dir: Path, monkeypatch):
+    monkeypatch.setattr("metaflow_hf.train.planning.tokens_per_second", lambda *_, **__: 1_000.0)
+    rows = [f"row {number}" for number in range(12)]
+    # The last one is of the evaluation dataset, but not measured.
+    copies = ["held out 3", "held out 7", "held out 3", "held out 11"]
+    made = overlapping(local_run, [*rows[:5], *copies, *rows[5:]])
+    plan = made.begin(model_dir, {})
+    assert (
+        "3 rows of data.dataset are in data.evaluation_dataset too (of 16): held out, not trained."
+        in plan.notes
+    )
+    assert plan.samples == 13
+    metrics = made.work(model_dir, branch=0, write=lambda _: None)
+    tokens = sum(event.tokens for event in merged_events([metrics]) if isinstance(event, ClaimDone))
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    # Of 8 claims one holds nothing else, and nothing predicts the first token of the others.
+    assert tokens == sum(len(ids) + 1 for ids in tokenizer([*rows, "held out 11"])["input_ids"]) - 7
+    # Whoever measures other rows would train others.
+    other = replace(made, config=made.config.replace(evaluation={"max_samples": 12}))
+    with pytest.raises(
+        LineageMismatch, match="data.evaluation_rows: '10 texts, .*' in the lineage, '12 texts, "
+    ):
+        other.begin(model_dir, {})
+
+
+def test_where_all_is_measured_nothing_is_begun(local_run: Path, model_dir: Path):
+    made = overlapping(local_run, ["held out 1", "held out 2", "held out 1"])
+    with pytest.raises(ConfigError, match=r"holds all 3 rows of .*nothing is left to train on"):
+        made.begin(model_dir, {})
+    assert not (local_run / ".metaflow/mf.hf/training").exists()
+
+
+def test_copies_are_counted_in_the_beginning_of_a_large_dataset(tmp_path: Path, monkeypatch):
+    config = TrainConfig.parse({"evaluation": {"max_samples": 5}})
+
+    def turns(number: int) -> dict[str, object]:
+        return {"messages": [{"role": "user", "content": f"question {number}"}]}
+
+    for name, numbers in (("train", range(1_500)), ("test", (7, 1_200, 2_000))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(turns(n)) + "\n" for n in numbers))
+        build_blocks(tmp_path / f"{name}.jsonl", tmp_path / name)
+    with BlockManager(tmp_path / "train") as blocks, BlockManager(tmp_path / "test") as heldout:
+        assert count_copies(blocks, None, config).notes() == []
+        assert count_copies(blocks, heldout, config) == Copies(2, 1_500, 1_500)
+        monkeypatch.setattr("metaflow_hf.train.heldout.COUNTED_BYTES", 1)
+        found = count_copies(blocks, heldout, config, samples=10**6)
+    assert found == Copies(1, 1_000, 10**6)
+    assert found.notes() == [
+        "1 row of data.dataset is in data.evaluation_dataset too (of the first 1,000 of 1,000,000): held out, not trained."
+    ]

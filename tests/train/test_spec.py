@@ -153,6 +153,16 @@ def test_branches_are_what_they_were_when_the_lineage_began(
     assert pinned(later, msgspec.structs.replace(spec, sources={})) == later
 
 
+@pytest.mark.parametrize("commit", [OTHER, None])
+def test_what_is_measured_stays_what_it_was_when_the_lineage_began(training, commit):
+    spec = training.start()
+    config = training.config.replace(data={"dataset": "rows.txt", "evaluation_dataset": "hf://org/d:en:test"})
+    sources = sources_of(config, base_model={}, dataset_commit=None, evaluation_commit=commit)
+    found = pinned(config, msgspec.structs.replace(spec, sources=sources))
+    kept = "hf://org/d:en:test" + (f"@{commit}" if commit else "")
+    assert (found.data.dataset, found.data.evaluation_dataset) == ("rows.txt", kept)
+
+
 def test_a_lineage_keeps_the_commits_that_it_began_with(training, tmp_path, monkeypatch):
     job = TrainingJob(
         config=training.config.replace(

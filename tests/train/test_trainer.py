@@ -372,7 +372,7 @@ def test_a_text_and_its_copies_are_on_one_side_and_every_row_is_on_one(training,
             tokenizer := load_tokenizer(training.model_dir),
             config,
             text_column="text",
-            held_out=held_out(blocks, config),
+            held_out=held_out(blocks, None, config),
         )
         tokens = []
         for position in range(order.num_positions):

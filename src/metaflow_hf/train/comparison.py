@@ -78,7 +78,7 @@ def compare(
         plan=plan,
         before=figures["before"],
         after=figures["after"],
-        unigram=_unigram(training, read, tokenizer, config, figures["after"]),
+        unigram=_unigram(training, heldout, read, tokenizer, config, figures["after"]),
         xz_bits_per_byte=xz_bits_per_byte([passage.text for passage in read]),
         samples=tuple(samples),
         worst=_worst(measured, found["before"], found["after"]),
@@ -115,7 +115,12 @@ def _excerpt(value: Value) -> str:
 
 
 def _unigram(
-    training: BlockManager, read: Sequence[Passage], tokenizer: Any, config: TrainConfig, measured: Evaluated
+    training: BlockManager,
+    heldout: BlockManager | None,
+    read: Sequence[Passage],
+    tokenizer: Any,
+    config: TrainConfig,
+    measured: Evaluated,
 ) -> Evaluated:
     """The held-out tokens, each by its frequency in (at most ``UNIGRAM_ROWS`` rows of) the text that was trained."""
     column = config.data.text_column or training.text_column
@@ -124,7 +129,7 @@ def _unigram(
         training_samples([block.sample_count for block in training.manifest.blocks], config)
     ):
         rows += training.read_rows(block_id, 0, min(samples, UNIGRAM_ROWS - len(rows)))
-    sides = held_out(training, config)
+    sides = held_out(training, heldout, config)
     values = [
         value for row in rows if (value := value_of(row, column)) is not None and not sides.holds(value)
     ]

@@ -28,6 +28,7 @@ from metaflow_hf.store.manifests import Manifest
 from metaflow_hf.store.materialize import materialize
 from metaflow_hf.store.models import find_manifest
 from metaflow_hf.store.node_cache import NodeCache
+from metaflow_hf.train.heldout import HeldOut, count_copies, evaluation_rows, training_samples
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.planning import Extent, check_length, make_plan
 
@@ -59,14 +60,17 @@ class DryRun:
         """
         check_length(self.model_dir, self.config)
         with ExitStack() as stack:
+            training = stack.enter_context(self._blocks(self.training))
+            heldout = stack.enter_context(self._blocks(self.heldout)) if self.heldout else None
             plan = make_plan(
                 self._extent(),
-                stack.enter_context(self._blocks(self.training)),
-                stack.enter_context(self._blocks(self.heldout)) if self.heldout else None,
+                training,
+                heldout,
                 model_dir=self.model_dir,
                 config=self.config,
                 base_model=self.base_model,
                 speed=tokens_per_second,
+                copies=count_copies(training, heldout, self.config, samples=self.training.rows),
             )
         stored = {
             "model": self.model_bytes,
@@ -82,7 +86,6 @@ class DryRun:
         """
         from metaflow_hf.data.batches import pieces
         from metaflow_hf.train.feed import Feed
-        from metaflow_hf.train.heldout import HeldOut
         from metaflow_hf.train.models import load_tokenizer
         from metaflow_hf.train.spec import claim_samples, order_of
 
@@ -110,7 +113,7 @@ class DryRun:
                 self.config,
                 text_column=self.config.data.text_column or blocks.text_column,
                 max_positions=self._known_positions(),
-                held_out=HeldOut.of(self.training.rows, self.config),
+                held_out=self._held_out(),
             )
             span = order.locate(position)
             claim = Claim(span.block_id, span.chunk_id, span.start, span.stop, span.epoch, position, "")
@@ -129,7 +132,6 @@ class DryRun:
         )
 
     def _extent(self) -> Extent:
-        from metaflow_hf.train.heldout import training_samples
         from metaflow_hf.train.spec import claim_samples
 
         config = self.config
@@ -142,6 +144,12 @@ class DryRun:
             num_positions=config.data.epochs * -(-samples // claim),
             max_tokens=config.rounds.max_tokens,
         )
+
+    def _held_out(self) -> HeldOut:
+        if self.heldout is None:
+            return HeldOut.of(self.training.rows, self.config)
+        with self._blocks(self.heldout) as blocks:
+            return HeldOut.copies_of(evaluation_rows(blocks, self.config.evaluation.max_samples))
 
     def _known_positions(self) -> int | None:
         values = (

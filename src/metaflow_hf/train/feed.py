@@ -121,7 +121,7 @@ class Feed:
         return prepared
 
     def _is_held_out(self, row: dict[str, Any]) -> bool:
-        value = value_of(row, self._text_column) if self._held_out.fraction else None
+        value = value_of(row, self._text_column) if self._held_out.holds_any else None
         return value is not None and self._held_out.holds(value)
 
     def _known(self, document: Document, left_out: LeftOut) -> Iterator[Document]:
@@ -145,5 +145,10 @@ class Feed:
                 f"position {claim.position}: data.long_documents: {self._config.data.long_documents} left out "
                 f"{found.tokens:,} tokens of {found.documents:,} documents ({total.tokens:,} of {total.documents:,} so far)"
             )
-        if prepared.held_out:
+        if prepared.held_out and self._held_out.keys:
+            logger.info(
+                f"position {claim.position}: {prepared.held_out:,} rows are in data.evaluation_dataset too: held out, "
+                "not trained"
+            )
+        elif prepared.held_out:
             logger.debug(f"position {claim.position}: {prepared.held_out:,} rows are held out")

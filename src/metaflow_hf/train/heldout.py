@@ -1,7 +1,7 @@
 """Which rows are trained, and which are held out, so that no worker trains them.
 
 A row is held out by the hash of what it says: wherever it lies, however the dataset is cut or grows, a text and its
-copies are on the same side. Nothing has to be read to know the side of a row.
+copies are on the same side. So are the copies, in the dataset, of what is measured of an evaluation dataset.
 """
 
 import hashlib
@@ -23,6 +23,10 @@ LEAST_FRACTION: Final = 0.001
 # The held-out rows that are measured come from so many blocks, spread over the dataset.
 _BLOCKS_READ: Final = 32
 _ROWS_AT_ONCE: Final = 1_000
+# Copies are counted for the plan in about so much of the dataset; workers look at every row that they train.
+COUNTED_BYTES: Final = 256 * 2**20
+# Texts that begin otherwise need not be compared.
+_BEGINNING: Final = 32
 
 
 def value_of(row: Mapping[str, Any], column: str) -> Value | None:
@@ -41,9 +45,12 @@ def key_of(value: Value) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The side of each row: held out are those whose hash is in the lowest ``fraction`` of all hashes."""
+    """The side of each row: held out are those whose hash is in the lowest ``fraction`` of all hashes, or one of
+    ``keys``.
+    """
 
     fraction: float = 0.0
+    keys: frozenset[bytes] = frozenset()
 
     @classmethod
     def of(cls, num_samples: int, config: TrainConfig) -> Self:
@@ -63,9 +70,29 @@ class HeldOut:
             )
         return cls(max(config.data.heldout_samples / total, LEAST_FRACTION))
 
+    @classmethod
+    def copies_of(cls, rows: Sequence["HeldOutRow"]) -> Self:
+        """What holds out the rows that say the same as one of ``rows``."""
+        return cls(keys=frozenset(key_of(row.value) for row in rows))
+
+    @property
+    def holds_any(self) -> bool:
+        """Whether any row may be held out."""
+        return self.fraction > 0 or bool(self.keys)
+
+    @property
+    def digest(self) -> str | None:
+        """How many ``keys`` there are, and which, for people to compare; ``None`` without."""
+        if not self.keys:
+            return None
+        return f"{len(self.keys):,} texts, {hashlib.sha256(b''.join(sorted(self.keys))).hexdigest()[:12]}"
+
     def holds(self, value: Value) -> bool:
         """Whether a text or conversation is held out."""
-        return self.fraction > 0 and int.from_bytes(key_of(value)[:8]) < self.fraction * 2**64
+        if not self.holds_any:
+            return False
+        key = key_of(value)
+        return key in self.keys or int.from_bytes(key[:8]) < self.fraction * 2**64
 
 
 NOTHING_HELD_OUT: Final = HeldOut()
@@ -89,8 +116,10 @@ def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[
     return kept
 
 
-def held_out(blocks: BlockManager, config: TrainConfig) -> HeldOut:
-    """The side of the rows of a complete dataset."""
+def held_out(blocks: BlockManager, heldout: BlockManager | None, config: TrainConfig) -> HeldOut:
+    """The side of the rows of a complete dataset; ``heldout`` is the evaluation dataset, if there is one."""
+    if heldout is not None:
+        return HeldOut.copies_of(evaluation_rows(heldout, config.evaluation.max_samples))
     return HeldOut.of(blocks.wait_complete().total_samples, config)
 
 
@@ -114,7 +143,7 @@ def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
     """
     if config.data.evaluation_dataset is not None:
         raise ConfigError("data.evaluation_dataset is configured: its texts are the held-out ones.")
-    sides, wanted = held_out(blocks, config), config.evaluation.max_samples
+    sides, wanted = held_out(blocks, None, config), config.evaluation.max_samples
     sizes = _sizes(blocks, config)
     chosen = _spread(len(sizes), min(_BLOCKS_READ, wanted))
     found: dict[bytes, HeldOutRow] = {}
@@ -155,6 +184,68 @@ def measured_rows(
     if heldout is not None:
         return evaluation_rows(heldout, config.evaluation.max_samples)
     return heldout_rows(training, config)
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """How many of the first ``looked_at`` of ``samples`` rows of a dataset are in its evaluation dataset too."""
+
+    found: int = 0
+    looked_at: int = 0
+    samples: int = 0
+
+    def notes(self) -> list[str]:
+        """What a plan says about it."""
+        if not self.found:
+            return []
+        part = "" if self.looked_at == self.samples else f"the first {self.looked_at:,} of "
+        are = "row of data.dataset is" if self.found == 1 else "rows of data.dataset are"
+        return [
+            f"{self.found:,} {are} in data.evaluation_dataset too (of {part}{self.samples:,}): held out, not trained."
+        ]
+
+
+NO_COPIES: Final = Copies()
+
+
+def count_copies(
+    blocks: BlockManager, heldout: BlockManager | None, config: TrainConfig, *, samples: int | None = None
+) -> Copies:
+    """How many rows of the dataset are held out because they say the same as what is measured of the evaluation
+    dataset; counted in the first 256 MiB or so. ``samples`` are those of the dataset where ``blocks`` hold only its
+    beginning.
+
+    Raises ``ConfigError`` when that are all rows.
+    """
+    if heldout is None:
+        return NO_COPIES
+    measured = evaluation_rows(heldout, config.evaluation.max_samples)
+    sides, column = HeldOut.copies_of(measured), config.data.text_column or blocks.text_column
+    beginnings = {_beginning(row.value) for row in measured}
+    sizes = training_samples([block.sample_count for block in blocks.manifest.blocks], config)
+    samples = sum(sizes) if samples is None else samples
+    found, looked_at, left = 0, 0, float(COUNTED_BYTES)
+    for block, size in zip(blocks.manifest.blocks, sizes, strict=True):
+        for start in range(0, size, _ROWS_AT_ONCE):
+            if left <= 0:
+                return Copies(found, looked_at, samples)
+            rows = blocks.read_rows(block.block_id, start, min(start + _ROWS_AT_ONCE, size))
+            values = [value for row in rows if (value := value_of(row, column)) is not None]
+            found += sum(_beginning(value) in beginnings and sides.holds(value) for value in values)
+            looked_at += len(rows)
+            left -= block.size_bytes * len(rows) / block.sample_count
+    if found and found == samples:
+        raise ConfigError(
+            f"data.evaluation_dataset: {config.data.evaluation_dataset} holds all {found:,} rows of "
+            f"{config.data.dataset}, and what is measured is not trained: nothing is left to train on. Name another "
+            "evaluation dataset, or leave it out: then about data.heldout_samples = "
+            f"{config.data.heldout_samples} rows are held out."
+        )
+    return Copies(found, looked_at, samples)
+
+
+def _beginning(value: Value) -> str:
+    return value[:_BEGINNING] if isinstance(value, str) else ""
 
 
 def _sizes(blocks: BlockManager, config: TrainConfig) -> list[int]:

@@ -133,6 +133,7 @@ class TrainingJob:
         ``base_model`` is the reference of ``model_dir``. Raises ``LineageMismatch`` with all differences when the
         lineage trains something else, ``ConfigError`` for too little data, ``UnsupportedModelError``.
         """
+        from metaflow_hf.train.heldout import count_copies
         from metaflow_hf.train.planning import Extent, check_length, make_plan
         from metaflow_hf.train.running import start_lineage
 
@@ -141,9 +142,11 @@ class TrainingJob:
         with ExitStack() as stack:
             training = stack.enter_context(self._open(self.training))
             heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
+            copies = count_copies(training, heldout, self.config)
             spec = start_lineage(
                 store=self._lineage_store(),
                 blocks=training,
+                heldout=heldout,
                 model_dir=Path(model_dir),
                 config=self.config,
                 lineage=self.lineage,
@@ -156,6 +159,7 @@ class TrainingJob:
                 model_dir=Path(model_dir),
                 config=self.config,
                 base_model=base_model,
+                copies=copies,
             )
 
     def work(

@@ -11,11 +11,15 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 def sources_of(
-    config: TrainConfig, *, base_model: Mapping[str, Any], dataset_commit: str | None
+    config: TrainConfig,
+    *,
+    base_model: Mapping[str, Any],
+    dataset_commit: str | None,
+    evaluation_commit: str | None = None,
 ) -> dict[str, str]:
     """What a specification keeps of where model and data came from; no part of its digest.
 
-    ``base_model`` is the reference of the model that training begins with.
+    ``base_model`` is the reference of the model that training begins with; the commits are those of the datasets.
     """
     facts = {
         "model": config.model.name,
@@ -23,6 +27,8 @@ def sources_of(
         "model_key": base_model.get("key") if config.model.reference else None,
         "dataset": _unpinned(str(config.data.dataset)),
         "dataset_commit": dataset_commit,
+        "evaluation_dataset": evaluation_commit and _unpinned(str(config.data.evaluation_dataset)),
+        "evaluation_dataset_commit": evaluation_commit,
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -38,15 +44,18 @@ def pinned(config: TrainConfig, spec: Spec) -> TrainConfig:
         given["model"] = {"revision": known["model_commit"]}
     if "model_key" in known and config.model.reference and known.get("model") == config.model.reference:
         given["model"] = {"reference": known["model_key"]}
-    dataset = str(config.data.dataset)
-    revision = dataset.rpartition("@")[2]
-    if (
-        "dataset_commit" in known
-        and dataset.startswith("hf://")
-        and known.get("dataset") == _unpinned(dataset)
-        and not _COMMIT.fullmatch(revision)
-    ):
-        given["data"] = {"dataset": f"{_unpinned(dataset)}@{known['dataset_commit']}"}
+    data = {}
+    for name in ("dataset", "evaluation_dataset"):
+        location = str(getattr(config.data, name))
+        if (
+            f"{name}_commit" in known
+            and location.startswith("hf://")
+            and known.get(name) == _unpinned(location)
+            and not _COMMIT.fullmatch(location.rpartition("@")[2])
+        ):
+            data[name] = f"{_unpinned(location)}@{known[f'{name}_commit']}"
+    if data:
+        given["data"] = data
     return config.replace(**given) if given else config
 
 

@@ -19,7 +19,7 @@ from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
-from metaflow_hf.train.heldout import HeldOut
+from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
 from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
@@ -65,13 +65,14 @@ def make_plan(
     config: TrainConfig,
     base_model: Mapping[str, Any],
     speed: float | None = None,
+    copies: Copies = NO_COPIES,
 ) -> Plan:
     """The plan of a run. Tokens are estimated from some rows of the dataset, steps from tokens.
 
-    ``speed`` is that of one worker in tokens a second, which is otherwise measured on this machine where that is cheap.
+    ``copies`` are those of the evaluation dataset (``count_copies``). ``speed`` is that of one worker in tokens a second, which is otherwise measured on this machine where that is cheap.
     """
     parameters, trained = _count_parameters(model_dir, config)
-    samples = round(extent.samples * (1 - HeldOut.of(extent.samples, config).fraction))
+    samples = round(extent.samples * (1 - HeldOut.of(extent.samples, config).fraction)) - copies.found
     sampled = _sample(training, model_dir, config)
     per_sample = sampled.tokens_per_sample
     available = round(samples * config.data.epochs * per_sample)
@@ -110,6 +111,7 @@ def make_plan(
         disk=disk_of_run(trained, parameters, config, rounds=rounds),
         lineage=extent.lineage,
         notes=(
+            *copies.notes(),
             *_notes(extent, tokens, per_claim, available, workers),
             *_few_rounds(rounds, tokens / per_claim, config),
             *_small_claims(per_claim, per_step, config),

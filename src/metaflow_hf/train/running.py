@@ -23,7 +23,7 @@ from metaflow_hf.store.probing import probe
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_attempts, this_process
-from metaflow_hf.train.heldout import held_out, training_samples
+from metaflow_hf.train.heldout import HeldOut, held_out, training_samples
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
 from metaflow_hf.train.models import load_model, load_tokenizer, load_trainable, prepare, trained_parameters
@@ -51,28 +51,35 @@ def start_lineage(
     config: TrainConfig,
     lineage: str,
     base_model: Mapping[str, Any] | None = None,
+    heldout: BlockManager | None = None,
 ) -> Spec:
     """Starts a lineage, or joins the one that is there: idempotent, and safe by many at once.
 
-    ``store`` is rooted at ``training/<lineage>/``; ``base_model`` is the reference of ``model_dir``. Stores the initial
-    weights, then ``spec.json``, then round 0.
+    ``store`` is rooted at ``training/<lineage>/``; ``base_model`` is the reference of ``model_dir``, ``heldout`` the
+    evaluation dataset, where one is configured. Stores the initial weights, then ``spec.json``, then round 0.
     Raises ``LineageMismatch`` when the lineage was started with another configuration, ``ConfigError`` for a
     dataset that is incomplete or too small, ``UnsupportedModelError``, ``UnsupportedStore``.
     """
     probe(store)
     target = Lineage(store)
     manifest = blocks.wait_complete()
+    sides = held_out(blocks, heldout, config)
     if not store.children("rounds"):
         with tempfile.TemporaryDirectory(prefix="lineage-") as scratch:
             weights = _store_initial_weights(target, Path(scratch), model_dir, config)
-        sources = sources_of(config, base_model=base_model or {}, dataset_commit=manifest.commit_hash)
-        ours = _spec(blocks, model_dir, config, lineage, weights)
+        sources = sources_of(
+            config,
+            base_model=base_model or {},
+            dataset_commit=manifest.commit_hash,
+            evaluation_commit=heldout.manifest.commit_hash if heldout else None,
+        )
+        ours = _spec(blocks, model_dir, config, lineage, weights, sides)
         spec = target.create_spec(msgspec.structs.replace(ours, sources=sources))
-        check_same(spec, _spec(blocks, model_dir, config, lineage, weights, resolved=spec))
+        check_same(spec, _spec(blocks, model_dir, config, lineage, weights, sides, resolved=spec))
         first = Round(nonce=new_nonce(), round=0, parent=None, weights=spec.initial_weights)
         target.create_round(first)
     spec = target.spec()
-    check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
+    check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, sides, resolved=spec))
     if config.rounds.keep == "all":
         target.keep_all()
     logger.info(f"lineage {lineage}: {spec.num_positions} positions of {manifest.dataset_name}")
@@ -109,7 +116,7 @@ def train_worker(
     ``TrainingIncomplete`` when stopped or when a position fails again and again, ``LineageMismatch`` for another
     configuration, ``NonFiniteLoss``, ``StoreUnavailable`` after bounded retries. ``device`` defaults to the first
     visible GPU, else the CPU. With ``evaluation.every_rounds`` held-out rows are measured meanwhile: those of
-    ``heldout``, where an evaluation dataset is configured. ``task`` names the task of a flow that this process is an
+    ``heldout``, where an evaluation dataset is configured, copies of which are not trained. ``task`` names the task of a flow that this process is an
     attempt of; with ``is_retry`` the attempts before it are given up at once, instead of when their heartbeats have
     been still for long enough.
     """
@@ -118,8 +125,8 @@ def train_worker(
     pace = pace or Pace(grace=config.rounds.grace_seconds)
     reasons = StopReasons(stop or threading.Event(), grace=pace.grace, notice=notice, clock=clock)
     target = Lineage(store)
-    spec = target.spec()
-    check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, resolved=spec))
+    spec, sides = target.spec(), held_out(blocks, heldout, config)
+    check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, sides, resolved=spec))
     newest = target.newest()
     if newest is not None and newest.manifest.final:
         message = f"the lineage {lineage} is final since round {newest.number}: nothing is left to train."
@@ -148,7 +155,7 @@ def train_worker(
             config,
             text_column=config.data.text_column or blocks.text_column,
             device=place,
-            held_out=held_out(blocks, config),
+            held_out=sides,
             progress=progress,
             save_bad=lambda step: save_bad_step(store, step),
             team=team,
@@ -228,6 +235,7 @@ def _spec(
     config: TrainConfig,
     lineage: str,
     weights: Payload,
+    sides: HeldOut,
     *,
     resolved: Spec | None = None,
 ) -> Spec:
@@ -241,6 +249,7 @@ def _spec(
         chunk_size=blocks.dataset_chunk_size,
         model_dir=model_dir,
         initial_weights=weights,
+        evaluation_rows=sides.digest,
     )
 
 

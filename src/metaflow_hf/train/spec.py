@@ -71,8 +71,13 @@ def make_spec(
     chunk_size: int,
     model_dir: Path,
     initial_weights: Payload,
+    evaluation_rows: str | None = None,
 ) -> Spec:
-    """The specification of a new lineage. Raises ``ConfigError`` for an incomplete or too small dataset."""
+    """The specification of a new lineage.
+
+    ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``).
+    Raises ``ConfigError`` for an incomplete or too small dataset.
+    """
     if not manifest.is_complete:
         raise ConfigError(
             f"the dataset {manifest.dataset_name!r} is still being built: training by rounds needs all of it."
@@ -86,7 +91,7 @@ def make_spec(
         "claim_samples": claim_samples(config, chunk_size, sum(samples)),
         "num_samples": sum(samples),
     }
-    values = hyperparameters(config, model_dir)
+    values = hyperparameters(config, model_dir, evaluation_rows)
     dataset = {"key": manifest.dataset_name, "digest": manifest.digest}
     return Spec(
         lineage=lineage,
@@ -112,7 +117,9 @@ def order_of(order: Mapping[str, Any], samples: Sequence[int]) -> ClaimOrder:
     )
 
 
-def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
+def hyperparameters(
+    config: TrainConfig, model_dir: Path, evaluation_rows: str | None = None
+) -> dict[str, Any]:
     """Everything in a configuration that changes the mathematics, and the architecture in ``model_dir``."""
     return {
         "model": {
@@ -134,6 +141,7 @@ def hyperparameters(config: TrainConfig, model_dir: Path) -> dict[str, Any]:
             "loss_on": config.data.loss_on,
             "text_column": config.data.text_column,
             "heldout_samples": None if config.data.evaluation_dataset else config.data.heldout_samples,
+            "evaluation_rows": evaluation_rows,
         },
         "rollout": {
             "use_chunked_training": config.rollout.use_chunked_training,
