@@ -138,7 +138,7 @@ def _bench_s3(root: Path, raw: Path, starts: Sequence[int], repeats: int) -> Non
     """Ranged reads of an object store: a server in another process, 20 ms from each question to its answer."""
     plain = _Plain(raw)
     shutil.copy(raw, root / "bench" / "raw.jsonl")
-    every = range(0, 30 * CHUNK, CHUNK)
+    every = range(0, min(30 * CHUNK, len(plain.offsets) - 1), CHUNK)
     for latency in (0.0, 0.02):
         with running("s3", root, latency) as url:
             connection = http.client.HTTPConnection(urlsplit(url).netloc)
@@ -164,7 +164,9 @@ def _bench_s3(root: Path, raw: Path, starts: Sequence[int], repeats: int) -> Non
                     _read_all(_chunk_of(manager), every)
 
             both = _in_turns(repeats, in_order, lambda read=theirs: _read_all(read, every))
-            show(f"S3, {1000 * latency:.0f} ms away: 30 chunks in order, opened anew / the same", *both)
+            show(
+                f"S3, {1000 * latency:.0f} ms away: the first chunks in order, opened anew / the same", *both
+            )
             connection.close()
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 CHUNK = 4000
 PATIENCE_SECONDS = 30
@@ -37,6 +38,8 @@ class LitData:
 
 class Mosaic:
     def __init__(self, raw: Path, directory: Path) -> None:
+        # Pictures, which would need a torchvision that fits PyTorch, are not what is measured.
+        sys.modules["streaming.vision"] = ModuleType("streaming.vision")
         from streaming import MDSWriter, StreamingDataset
 
         columns = {"id": "int", "text": "str", "source": "str"}
