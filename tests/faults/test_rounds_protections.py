@@ -23,6 +23,7 @@ from simulation.world import Scenario, World
 from metaflow_hf.errors import TrainingIncomplete
 from metaflow_hf.store.objects import Digest
 from metaflow_hf.train.closing import StopRequested
+from metaflow_hf.train.judging import Judge
 from metaflow_hf.train.ledger import RoundsLedger
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.merge import Merger
@@ -205,7 +206,7 @@ PROTECTIONS = [
     Protection(
         "a contribution names the round that it started from",
         forged(base="f" * 64, copies=1),
-        Merger,
+        Judge,
         "_check",
         "if delta.base != base.digest:",
         "if False:",
@@ -213,7 +214,7 @@ PROTECTIONS = [
     Protection(
         "contributions are disjoint",
         forged(base=None, copies=2),
-        Merger,
+        Judge,
         "_check",
         "twice = candidate.positions & taken",
         "twice = None",

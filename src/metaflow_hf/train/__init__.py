@@ -5,7 +5,7 @@
     lineage      the keys, and reading them
     spec         what a lineage trains, and which configurations may join it
     tensors, delta, outer    files of tensors; what a contribution consists of; how contributions become one step
-    merge        closing a round
+    judging, merge, ema      which contributions count; closing a round; the moving average
     ledger       claims within a round
     heartbeat    who is still at work
     trainer      a claim -> optimiser steps
