@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 import msgspec
 import numpy as np
 
+from metaflow_hf.data.line_texts import LineTexts
 from metaflow_hf.data.manifest import OnBadRow
 from metaflow_hf.data.rows import (
     AfterLine,
@@ -46,8 +47,8 @@ class RowEncoder:
         self._text_column = text_column
         self._ascii_only = ascii_only
         self._on_bad_row = on_bad_row
-        decoder = msgspec.json.Decoder(dict[str, Any])
-        self._decode, self._decode_lines = decoder.decode, decoder.decode_lines
+        self._decode = msgspec.json.Decoder(dict[str, Any]).decode
+        self._texts_of = LineTexts(text_column)
         encoder = msgspec.json.Encoder()
         self._encode, self._encode_lines = encoder.encode, encoder.encode_lines
         self.append_plain = _appender(text_column, encoder.encode_into)
@@ -122,15 +123,11 @@ class RowEncoder:
         if not len(ends) or not _is_framed(data, ends):
             return None
         try:
-            rows = self._decode_lines(data)
+            texts = self._texts_of(data)
         except _NOT_JSON:
             return None
-        if len(rows) != len(ends):
+        if len(texts) != len(ends):
             return None
-        try:
-            texts = list(map(itemgetter(self._text_column), rows))
-        except KeyError:
-            texts = [row.get(self._text_column) for row in rows]
         if self._are_texts(texts):
             return _all_kept(data, ends, batch)
         try:
