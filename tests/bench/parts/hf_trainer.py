@@ -129,7 +129,7 @@ def batches_of(setting: Setting, store: ObjectStore, steps: int) -> list[Batch]:
             load_tokenizer(setting.model_dir),
             setting.config,
             text_column="text",
-            held_out=held_out(blocks, setting.config),
+            held_out=held_out(blocks, None, setting.config),
         )
         with closing(feed):
             found: list[Batch] = []
