@@ -1,14 +1,19 @@
 """What a parameter of a flow may hold."""
 
+import json
+import os
 import re
 import runpy
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 from metaflow import FlowSpec, Parameter
 from metaflow._vendor import click
+from metaflow.plugins.argo import set_parameters as argo_parameters
+from metaflow.plugins.aws.step_functions import set_batch_environment as step_functions_parameters
 
 from metaflow_extensions.hf import parameters
 from metaflow_extensions.hf.failures import Failure
@@ -74,6 +79,38 @@ def test_on_the_way_to_a_scheduler_texts_hold_nothing_that_its_shell_expands(sch
     assert value_of(parameters.text, 'She said: "(a; b)"', scheduler, "trigger")
     with pytest.raises(Failure, match="other machines"):
         value_of(parameters.source, "../my.jsonl", scheduler, "trigger")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "given", "expanded"),
+    [("argo", "acme/$(echo 'a b')", "acme/a b"), ("step-functions", "a/`echo ../..`", "a/../..")],
+)
+def test_the_task_refuses_what_a_scheduler_was_given_directly(tmp_path: Path, scheduler, given, expanded):
+    """Through the script by which Metaflow hands parameters to the first container. Its shell executes first."""
+    script = tmp_path / "parameters"
+    if scheduler == "argo":
+        argo_parameters.export_parameters(str(script), {"repo_id": (b64encode(given.encode()).decode(), "f")})
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("METAFLOW_PARAMETERS", json.dumps({"repo_id": given}))
+            step_functions_parameters.export_parameters(str(script))
+    # As the container's command goes on.
+    command = (
+        f'. "{script}" && exec "{sys.executable}" "{ROOT / "flows/hub_flow.py"}" init --run-id 1 --task-id 2'
+    )
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "METAFLOW_USER": "tester"}
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert f"{expanded!r} is not the id of a repository" in done.stdout
+    assert "Traceback" not in done.stdout
 
 
 def test_one_of_a_few_words():

@@ -62,7 +62,7 @@ class TestEveryFlow:
             '@schedule(cron="0 3 * * ? *", timezone="Europe/Berlin")',
             '@trigger_on_finish(flow="TrainFlow")',
         )
-        deployed.succeed(path, *WITH, "--production", "argo-workflows", "create")
+        deployed.succeed(path, *WITH, "--with", "kubernetes", "--production", "argo-workflows", "create")
 
         deployment = f"models.prod.{name.lower()}"
         template = deployed.template(deployment)
@@ -83,7 +83,8 @@ class TestEveryFlow:
 
     def test_on_step_functions(self, deployed: Deployments, flow, name, parameters):
         path = decorated(deployed, flow, '@project(name="models")', '@schedule(cron="0 3 * * ? *")')
-        deployed.succeed(path, *WITH, "--production", "step-functions", "create")
+        secret = ["--with", 'secrets:sources=["hf-token"]']
+        deployed.succeed(path, *WITH, "--with", "batch", *secret, "--production", "step-functions", "create")
 
         machine = deployed.account.state_machine(f"models.prod.{name}")
         definition = json.loads(machine["definition"])
@@ -116,14 +117,30 @@ def test_the_configuration_is_frozen_and_says_what_a_branch_gets(deployed: Deplo
         text.replace("gpu: 0, cpu: 1, memory: 2048", "gpu: 4, cpu: 6, memory: 8192")
     )
     options = ["--config", "config", "small.yaml"]
-    deployed.succeed(FLOWS / "train_flow.py", *options, "--with", "kubernetes", "argo-workflows", "create")
-    steps = {step["name"]: step for step in containers(deployed.template("trainflow"))}
+    path = decorated(
+        deployed,
+        "train_flow.py",
+        '@project(name="models")',
+        "@schedule(daily=True)",
+        '@trigger(event="new-data")',
+    )
+    more = ["--with", "kubernetes", "--with", "timeout:hours=4", "--branch", "main"]
+    deployed.succeed(path, *options, *more, "argo-workflows", "create")
+    deployment = "models.test.main.trainflow"
+    template = deployed.template(deployment)
+    steps = {step["name"]: step for step in containers(template)}
     limits = amounts(steps["train"])
     assert (limits["nvidia.com/gpu"], limits["cpu"], limits["memory"]) == ("4", "6", "8192M")
     assert "nvidia.com/gpu" not in amounts(steps["prepare"])
     # Retried as the flow says, at once: others wait for its claims.
     assert steps["train"]["retryStrategy"]["limit"] == 3
     assert steps["train"]["retryStrategy"]["backoff"]["duration"] == "0m"
+    assert {step["activeDeadlineSeconds"] for step in steps.values()} == {4 * 3600}
+    # What a start of the deployment may say otherwise, and what starts it by itself.
+    assert set(defaults_of(template)) >= {"repo_id", "dataset", "num_gpus", "lineage", "max_tokens"}
+    assert deployed.cluster.of_kind("cronworkflows")[deployment]["spec"]["schedule"] == "0 0 * * ?"
+    sensor = deployed.cluster.of_kind("sensors")[deployment.replace(".", "-")]
+    assert "new-data" in json.dumps(sensor["spec"]["dependencies"])
 
     # A configuration that names what cannot be is refused before anything is deployed.
     asked = len(deployed.cluster.requests)
