@@ -80,6 +80,30 @@ def test_policies_allow_operations_that_exist_on_resources_that_are_named():
         assert statement["Resource"] != "*" or statement["Sid"] in ("Jobs", "JobDefinitions")
 
 
+def operations_of(source: str, service: str) -> set[str]:
+    """What a module of Metaflow asks a service of AWS for."""
+    text = (METAFLOW / "plugins" / "aws" / "step_functions" / source).read_text()
+    called = set(re.findall(r"_client\.(\w+)\(", text)) - {"get_paginator"}
+    called |= set(re.findall(r"get_paginator\(\s*\"(\w+)\"", text))
+    assert called
+    return {f"{service}:{name.title().replace('_', '')}" for name in called}
+
+
+def test_roles_of_step_functions_may_do_what_metaflow_does():
+    tasks, _, deployers = (
+        {statement["Sid"]: statement["Action"] for statement in json.loads(block)["Statement"]}
+        for block in blocks_of("json")
+    )
+    # A join reads in its own container which tasks are before it.
+    assert set(tasks["ForeachOnStepFunctions"]) == operations_of("dynamo_db_client.py", "dynamodb")
+    allowed = {*deployers["StateMachines"], *deployers["JobDefinitions"]}
+    assert operations_of("step_functions_client.py", "states") - allowed == set()
+    # What a schedule needs besides is in the text.
+    scheduling = operations_of("event_bridge_client.py", "events")
+    assert scheduling - set(deployers["NoSchedule"]) == {"events:PutRule", "events:PutTargets"}
+    assert all(f"`{operation}`" in TEXT for operation in scheduling - set(deployers["NoSchedule"]))
+
+
 def test_deployers_may_do_what_deploying_does_and_nothing_else():
     roles = {
         role["metadata"]["name"]: role
