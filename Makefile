@@ -5,6 +5,7 @@
 # make soak   what the suite does to the rounds for minutes, for hours
 # make images what the images and services of Dockerfile and compose.yaml do, without a container engine
 # make servers  the store on servers of other people: S3, Azure, Google
+# make extras  trackers and lm-evaluation-harness, with packages that the suite does without
 # make metaflow-tests METAFLOW=DIR   Metaflow's own unit tests, of a checkout, with this extension and without: no difference
 # make zoo    every causal language model of transformers through the rollout: exact, or refused by name
 # make clean  forget the environment and everything that was made here
@@ -22,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.
 export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
 
-.PHONY: demo test check bench soak zoo images servers metaflow-tests clean
+.PHONY: demo test check bench soak zoo images servers extras metaflow-tests clean
 .DEFAULT_GOAL := demo
 
 demo: $(call MARK,base)
@@ -51,6 +52,10 @@ servers: $(call MARK,dev)
 	npm install --silent --no-fund --no-audit --prefix $(VENV)/servers azurite s3rver
 	$(BIN)/python -m pytest tests/store/test_other_servers.py
 	TEST_S3_SERVER=localbucket $(BIN)/python -m pytest -k s3 tests/store tests/hub tests/data tests/extension
+
+extras: $(call MARK,dev)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lm-eval,mlflow,trackio,wandb]'
+	$(BIN)/python -m pytest tests/report/test_trackers.py tests/train/test_harness.py tests/train/test_prerequisites.py
 
 zoo: $(call MARK,dev)
 	WHOLE_MATRIX=1 $(BIN)/python -m pytest -n auto tests/rollout/test_gradients.py

@@ -87,12 +87,34 @@ def test_all_mistakes_are_listed_with_path_value_and_nearest_spelling():
     [
         ("a: [", "line 1, column 5: not readable as YAML"),
         ("- model", "expected sections"),
-        ("", "expected sections"),
+        ("", "my.yaml: is empty; expected sections"),
     ],
 )
 def test_what_is_not_a_configuration_says_so(text: str, said: str):
     with pytest.raises(ConfigError, match=said):
         parse_yaml(text, where="my.yaml")
+
+
+def test_what_was_meant_is_said_as_one_would_write_it():
+    text = """
+    model: {lora: true, compile: null}
+    data: {packing: "yes"}
+    optimizer: {betas: [0.9]}
+    evaluation: {model: best}
+    report: {trackers: wandb}
+    micro_batch_size: 4
+    """
+    assert mistakes(text) == [
+        "configuration: 7 mistakes",
+        "model.lora: must be a section or null, got true; for its defaults write {}",
+        "model.compile: must be true or false, got null",
+        "data.packing: must be true or false or 'isolated', got 'yes'",
+        "optimizer.betas: must be a list of 2 values, each a number, got [0.9]",
+        "evaluation: model: best needs every_rounds: after how many rounds the held-out loss is measured",
+        "report.trackers: must be a list of 'tensorboard' or 'trackio' or 'wandb' or 'mlflow', got 'wandb'; did you mean "
+        "['wandb']?",
+        "micro_batch_size: unknown key here; did you mean 'data.batch_size'?",
+    ]
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path):

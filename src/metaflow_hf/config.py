@@ -135,6 +135,8 @@ def parse_yaml(text: str, *, where: str = "configuration") -> dict[str, Any]:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error)
         raise ConfigError(f"{where}{place}: not readable as YAML: {problem}.") from error
+    if values is None:
+        raise ConfigError(f"{where}: is empty; expected sections such as 'model:' and 'data:'.")
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected sections such as 'model:' and 'data:', found {values!r:.80}.")
     return values

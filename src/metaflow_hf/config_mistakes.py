@@ -1,7 +1,7 @@
 """What is wrong with a configuration, in words: path, what was given, what is allowed, the nearest spelling."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -18,7 +18,11 @@ def describe(
     """
     seen: set[tuple[str, ...]] = set()
     for item in error.errors(include_url=False):
-        path, annotation = _resolve(root, item["loc"])
+        place = item["loc"]
+        if item["type"] == "missing" and isinstance(place[-1], int):
+            # A list that is too short: what is wrong is the list.
+            place = place[:-1]
+        path, annotation = _resolve(root, place)
         if path in seen:
             continue
         seen.add(path)
@@ -30,7 +34,7 @@ def _explain(
 ) -> str:
     if item["type"] == "extra_forbidden":
         return _unknown_key(path, root, top_level_keys)
-    if item["type"] == "missing":
+    if item["type"] == "missing" and isinstance(item["loc"][-1], str):
         return "is required"
     allowed = f"must be {_spell(annotation)}" if annotation is not None else item["msg"]
     if item["type"] == "value_error":
@@ -38,11 +42,24 @@ def _explain(
     given = item["input"]
     choices = [str(choice) for choice in _literals(annotation)]
     close = difflib.get_close_matches(str(given), choices, n=1, cutoff=0.5) if isinstance(given, str) else []
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    meant = [*close] if _is_list(annotation) else next(iter(close), None)
+    hint = f"; did you mean {meant!r}?" if close else ""
+    if isinstance(given, bool) and given and _section_in(annotation) is not None:
+        hint = "; for its defaults write {}"
+    if item["type"] == "value_error" and isinstance(given, Mapping):
+        # About several values of a section, which the sentence names.
+        return allowed
     constraint = ""
     if item["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         constraint = f" ({item['msg'].removeprefix('Input should be ')})"
-    return f"{allowed}{constraint}, got {given!r:.80}{hint}"
+    return f"{allowed}{constraint}, got {_as_written(given):.80}{hint}"
+
+
+def _as_written(value: Any) -> str:
+    """A value as YAML has it, in one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def _unknown_key(path: tuple[str, ...], root: type[BaseModel], top_level_keys: Sequence[str]) -> str:
@@ -54,13 +71,15 @@ def _unknown_key(path: tuple[str, ...], root: type[BaseModel], top_level_keys: S
     close = difflib.get_close_matches(path[-1], candidates, n=1)
     if close:
         return f"unknown key; did you mean {close[0]!r}?"
-    elsewhere = [
-        f"{name}.{path[-1]}"
-        for name, info in root.model_fields.items()
-        if (nested := _section_in(info.annotation)) is not None and path[-1] in nested.model_fields
-    ]
-    if elsewhere:
-        return f"unknown key here; did you mean {elsewhere[0]!r}?"
+    elsewhere = {
+        key: f"{name}.{key}"
+        for name, info in reversed(root.model_fields.items())
+        if (nested := _section_in(info.annotation)) is not None
+        for key in nested.model_fields
+    }
+    near = difflib.get_close_matches(path[-1], elsewhere, n=1, cutoff=0.7)
+    if near:
+        return f"unknown key here; did you mean {elsewhere[near[0]]!r}?"
     return f"unknown key; known are {', '.join(names)}"
 
 
@@ -90,6 +109,10 @@ def _section_in(annotation: Any) -> Any:
     return None
 
 
+def _is_list(annotation: Any) -> bool:
+    return get_origin(annotation) is list
+
+
 def _literals(annotation: Any) -> list[Any]:
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
@@ -104,7 +127,9 @@ def _spell(annotation: Any) -> str:
         return " or ".join(_spell(option) for option in options)
     if origin is Literal:
         return " or ".join(repr(option) for option in options)
-    if origin in (list, tuple):
+    if origin is tuple:
+        return f"a list of {len(options)} values, each {_spell(options[0])}"
+    if origin is list:
         return f"a list of {_spell(options[0])}" if options else "a list"
     if origin is dict:
         return "a mapping"

@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from metaflow._vendor.click.testing import CliRunner
 from metaflow_extensions.hf import neighbours
 from metaflow_extensions.hf.cmd.group import hf
 from metaflow_extensions.hf.doctor import machine, packages, services
-from metaflow_extensions.hf.doctor.findings import Check
+from metaflow_extensions.hf.doctor.findings import Check, Finding
 from metaflow_hf.errors import UnsupportedStore
 from metaflow_hf.store import datastore, open_store
 from metaflow_hf.store.objects import CreateResult
@@ -153,3 +154,20 @@ def test_disks_and_gpus(tmp_path, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
         [blind] = machine.look_at_gpus()
         assert "unset CUDA_VISIBLE_DEVICES" in blind.fix
+
+
+def test_a_torch_that_does_not_load_is_a_finding(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    [missing] = machine.look_at_gpus()
+    assert missing.status == "problem"
+    assert "pytorch.org/get-started" in missing.fix
+
+
+def test_every_extra_is_looked_for():
+    wanted = {extra for extra in metadata("metaflow-hf").get_all("Provides-Extra") if extra != "dev"}
+    assert wanted == set(packages._EXTRAS)
+
+
+def test_nothing_is_found_without_saying_what_to_do():
+    with pytest.raises(AssertionError, match="what is to be done"):
+        Finding("disk", "warning", "it is nearly full")

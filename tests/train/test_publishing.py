@@ -1,6 +1,7 @@
 """Models on the hub: pushed with a card, loaded back by plain transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -14,7 +15,9 @@ from metaflow_extensions.hf.cmd.group import hf
 from metaflow_hf.demo.fixtures import OWNER, fixture_content
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.hub.model_card import CardFacts, Result, model_card
+from metaflow_hf.report.units import byte_size
 from metaflow_hf.store import configured_store, datastore
+from metaflow_hf.store.models import load_directory
 from metaflow_hf.train import publishing
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.publishing import publish
@@ -52,8 +55,6 @@ def trained(tmp_path_factory, model_dir: Path, dataset_dir: Path):
         plan = job.begin(model_dir, {"commit_hash": "c" * 40})
         metrics = job.work(model_dir, branch=0, write=lambda _: None)
         reference = job.export(model_dir, pathspec="F/1/merge/5")
-        from metaflow_hf.store.models import load_directory
-
         directory = load_directory(configured_store(), reference, root / "out")
         job.evaluate(model_dir, directory, plan=plan, model=reference, metrics=[metrics], run="F/1")
     return root, job, reference
@@ -119,6 +120,40 @@ def test_a_dry_run_asks_no_hub(here, monkeypatch):
     configured.publish(reference, write=said.append)
     assert said[0].startswith(f"would push {len(names)} files")
     assert job.publish(reference, write=said.append) is None
+
+
+def test_what_a_run_publishes_is_fine_tuned_by_its_name(own_hub, here, tmp_path):
+    """The last step of a run; then other texts, which the model of the hub predicts better after a training."""
+    job, reference = here
+    said: list[str] = []
+    config = job.config.replace(publish={"repo_id": "acme/pretrained"})
+    done = replace(job, config=config).publish(reference, write=said.append)
+    assert own_hub.content.repo("acme/pretrained").resolve().sha == done.commit_hash
+    assert said == [
+        f"pushed {len(done.files)} files, {byte_size(sum(dict(done.files).values()))} to {done.url}"
+    ]
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"row {n % 7} of the file with the name of row {n % 5}\n" for n in range(60)))
+    values = {
+        "model": {"repo_id": "acme/pretrained"},
+        "data": {
+            "dataset": str(texts),
+            "heldout_samples": 10,
+            "sequence_length": 32,
+            "dataset_chunk_size": 20,
+        },
+        "rounds": {"claim_samples": 10, "seconds": 0.05},
+        "optimizer": {"learning_rate": 1e-2},
+    }
+    tuning = TrainingJob.configured(values, run="G-1").check_data().build()
+    base_dir = Path(huggingface_hub.snapshot_download("acme/pretrained", local_dir=tmp_path / "base"))
+    plan = tuning.begin(base_dir, {"commit_hash": done.commit_hash})
+    metrics = tuning.work(base_dir, branch=0, write=lambda _: None)
+    tuned = tuning.export(base_dir, pathspec="G/1/merge/5")
+    directory = load_directory(configured_store(), tuned, tmp_path / "tuned")
+    outcome = tuning.evaluate(base_dir, directory, plan=plan, model=tuned, metrics=[metrics], run="G/1")
+    assert outcome.after.loss < outcome.before.loss - 0.1
 
 
 def test_the_command_pushes_what_a_key_names(own_hub, here):

@@ -9,6 +9,7 @@ import pytest
 from soak.trainings import CONFIG, wait_until
 from soak.trainings import Training as ProcessTraining
 
+from metaflow_extensions.hf.cmd.training_text import status_lines
 from metaflow_hf.events import StepDone
 from metaflow_hf.store import open_store
 from metaflow_hf.train.heartbeat import Heartbeat, Patience
@@ -215,3 +216,26 @@ def _holds_a_claim(store, worker):
 
 def _is_stopped(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_two_processes_stop_early_at_the_same_round(tmp_path):
+    """No measurement is ever better by enough: as soon as there are two, the run is over for both."""
+    rules = {"every_rounds": 6, "max_samples": 1, "early_stop": {"patience": 1, "min_improvement": 100.0}}
+    config = {
+        "data": {**CONFIG["data"], "epochs": 20},
+        "rounds": {**CONFIG["rounds"], "workers": 2, "seconds": 0.01},
+        "evaluation": rules,
+    }
+    training = ProcessTraining(root=tmp_path, store=str(tmp_path / "store"), config=config)
+    training.prepare()
+    try:
+        assert [worker.end() for worker in training.start(2)] == [0, 0]
+    finally:
+        training.kill_all()
+    store = open_store(training.store)
+    lineage, found = Lineage(store), status(store, last_rounds=1000)
+    assert (found.state, [one.final for one in found.rounds]) == ("final", [False] * found.round + [True])
+    assert "was not improved in 1 measurements (evaluation.early_stop)" in found.stopped
+    assert len(lineage.validations()) >= 2
+    assert found.positions_done < found.positions_total
+    assert any(line.strip().startswith("stopped") for line in status_lines(found))

@@ -25,6 +25,7 @@ def status_lines(found: "LineageStatus") -> Iterator[str]:
     rows = [
         ("round", f"{found.round}, closed {found.last_closed:%Y-%m-%d %H:%M:%S} UTC"),
         ("positions", _positions(found)),
+        ("stopped", found.stopped),
         (
             "chunks",
             f"{units.count(found.chunks_done or 0)} of {units.count(found.chunks_total)} done"

@@ -18,6 +18,9 @@ class Finding:
     message: str
     fix: str = ""
 
+    def __post_init__(self) -> None:
+        assert self.fix or self.status == "ok", f"what is to be done about {self.message!r}?"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

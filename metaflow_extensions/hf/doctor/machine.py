@@ -29,8 +29,14 @@ def checks() -> list[Check]:
 
 
 def look_at_gpus() -> Iterator[Finding]:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        # OSError: a library of it does not load.
+        yield problem(
+            "gpu", f"torch cannot be imported: {error}", "install it: https://pytorch.org/get-started"
+        )
+        return
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)

@@ -15,6 +15,7 @@ DISTRIBUTION: Final = "metaflow-hf"
 _SHOWN: Final = ("metaflow", "huggingface_hub", "datasets", "transformers", "torch")
 _EXTRAS: Final = {
     "peft": "peft",
+    "bitsandbytes": "bitsandbytes",
     "documents": "pypdf",
     "tensorboard": "tensorboard",
     "trackio": "trackio",

@@ -25,6 +25,13 @@ class Reached:
     has_token: bool
 
 
+def has_token() -> bool:
+    """Whether this process has a token to show to a hub: HF_TOKEN, or that of ``hf auth login``."""
+    from huggingface_hub import get_token
+
+    return get_token() is not None
+
+
 def reach(endpoint: Endpoint) -> Reached:
     """Asks the hub for one model's name and for whose token this is. Raises ``HubUnavailable``."""
     from huggingface_hub import get_session, get_token

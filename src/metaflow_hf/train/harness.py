@@ -16,14 +16,7 @@ def run_harness(model: nn.Module, tokenizer: Any, settings: HarnessConfig) -> di
     datasets from the hub unless they name local files. Needs the extra ``lm-eval``; raises ``ConfigError`` without it and
     for tasks that the harness does not know.
     """
-    lm_eval = _package()
-    tasks = import_module("lm_eval.tasks").TaskManager(include_path=settings.include_path)
-    unknown = [name for name in settings.tasks if not tasks.match_tasks([name])]
-    if unknown:
-        raise ConfigError(
-            f"evaluation.harness.tasks: lm-eval knows no task {', '.join(map(repr, unknown))}. See "
-            "`lm-eval ls tasks`, or name the directory of your own by evaluation.harness.include_path."
-        )
+    lm_eval, tasks = _package(), known_tasks(settings)
     adapter = import_module("lm_eval.models.huggingface").HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size
     )
@@ -50,6 +43,19 @@ def run_harness(model: nn.Module, tokenizer: Any, settings: HarnessConfig) -> di
     }
 
 
+def known_tasks(settings: HarnessConfig) -> Any:
+    """The harness's ``TaskManager``, which knows all of ``settings.tasks``. Raises ``ConfigError`` as ``run_harness``."""
+    _package()
+    tasks = import_module("lm_eval.tasks").TaskManager(include_path=settings.include_path)
+    unknown = [name for name in settings.tasks if not tasks.match_tasks([name])]
+    if unknown:
+        raise ConfigError(
+            f"evaluation.harness.tasks: lm-eval knows no task {', '.join(map(repr, unknown))}. See "
+            "`lm-eval ls tasks`, or name the directory of your own by evaluation.harness.include_path."
+        )
+    return tasks
+
+
 def _package() -> Any:
     try:
         return import_module("lm_eval")
@@ -60,9 +66,3 @@ def _package() -> Any:
             "evaluation.harness: lm-eval is not installed. Install it by `pip install 'metaflow-hf[lm-eval]'`, or take the "
             "section out of the configuration."
         ) from error
-
-
-def check_harness(settings: HarnessConfig | None) -> None:
-    """Raises ``ConfigError`` when tasks are asked for that cannot be run here, before anything is trained."""
-    if settings is not None:
-        _package()

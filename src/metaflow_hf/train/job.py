@@ -98,18 +98,16 @@ class TrainingJob:
         return replace(self, config=pinned(self.config, Lineage(store).spec()))
 
     def check_data(self) -> Self:
-        """Looks at the datasets without downloading them: they exist, can be read, and have texts.
+        """Looks at the datasets without downloading them: they exist, can be read, and have texts. And at what else the
+        run needs: packages of extras, a token where its model is to be published.
 
-        Raises ``ConfigError`` for an unknown text column and for an evaluation dataset that is the one trained on,
-        ``SelectionError`` and the hub's errors.
+        Raises ``ConfigError`` for what is missing, for an unknown text column and for an evaluation dataset that is
+        the one trained on, ``SelectionError`` and the hub's errors.
         """
         from metaflow_hf.train.blocks import check_sources
+        from metaflow_hf.train.prerequisites import check_prerequisites
 
-        if self.config.evaluation.harness is not None:
-            # Imports torch.
-            from metaflow_hf.train.harness import check_harness
-
-            check_harness(self.config.evaluation.harness)
+        check_prerequisites(self.config)
         check_sources(self.config.data)
         return self
 

@@ -10,6 +10,7 @@ from typing import Final
 
 from metaflow_hf import __version__
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.config_sources import settings_of
 from metaflow_hf.events import OnEvent
 from metaflow_hf.report import LivePage, MetricsFile, ProgressLines, fan_out, open_tracker, units
 from metaflow_hf.report.outcome import Plan
@@ -53,7 +54,12 @@ class Listeners:
             trackers = [
                 stack.enter_context(
                     closing(
-                        open_tracker(kind, run=f"{self.lineage}-{self.branch}", directory=Path("trackers"))
+                        open_tracker(
+                            kind,
+                            run=f"{self.lineage}-{self.branch}",
+                            directory=Path("trackers"),
+                            config={one.path: one.value for one in settings_of(self.config, {}, where="")},
+                        )
                     )
                 )
                 for kind in settings.trackers

@@ -70,6 +70,7 @@ class LineageStatus:
     published since. A chunk is done when all its positions are; every epoch counts its own. ``tokens_planned`` is an
     estimate unless ``max_tokens`` ends the run. ``rounds`` are the last few, ``loss`` is that of the last round that
     trained, ``tokens_per_second`` and ``eta_seconds`` are reckoned from them. ``model`` is the key of the export.
+    ``stopped`` says why the run ended before its data and tokens did, if it did.
     """
 
     lineage: str
@@ -93,6 +94,7 @@ class LineageStatus:
     rounds: tuple[RoundStatus, ...] = ()
     failing: tuple[FailedPosition, ...] = ()
     model: str | None = None
+    stopped: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -151,6 +153,7 @@ def lineage_status(
         rounds=tuple(closed),
         failing=_failing(manifest, order),
         model=model,
+        stopped=manifest.stopped,
     )
 
 
