@@ -19,7 +19,7 @@ from metaflow_hf.errors import UserError
 from metaflow_hf.store import ObjectStore, open_store
 
 # What waits in memory to be written together.
-_FLUSH_BYTES: Final = 512 * 1024
+_FLUSH_BYTES: Final = 256 * 1024
 _MANY_SKIPS: Final = 10_000
 # How many rows are encoded together.
 _MANY: Final = 1_000

@@ -13,7 +13,8 @@ import zstandard
 
 from metaflow_hf.errors import IntegrityError
 
-READ_BYTES: Final = 512 * 1024
+# Larger pieces would each be new pages of memory.
+READ_BYTES: Final = 256 * 1024
 COMPRESSIONS: Final = (".gz", ".zst", ".bz2", ".xz")
 _DAMAGE: Final = (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError)
 
