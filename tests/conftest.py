@@ -13,6 +13,8 @@ from metaflow_hf.demo.content import HubContent
 from metaflow_hf.demo.fixtures import fixture_content
 from metaflow_hf.demo.server import HubServer
 
+# As many processes as there are cores are at work: threads of theirs would only wait for each other, and turn meanwhile.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 _CLEARED = (
     "HF_DATASETS_CACHE",
     "HF_HUB_CACHE",
@@ -27,6 +29,12 @@ _CLEARED = (
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Files that run for minutes begin first, so that no worker is left alone with one of them at the end.
 _LONGEST_FIRST = ("integration", "faults", "extension")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: much of what a test does is to wait for a lease, a server or a process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

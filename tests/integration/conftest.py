@@ -66,6 +66,8 @@ def make_shell(root: Path) -> Shell:
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_COLOR": "1",
+        # Other tests are at work on the other cores.
+        "OMP_NUM_THREADS": "1",
     }
     return Shell(directory, environment)
 

@@ -91,7 +91,7 @@ def test_long_sequences_are_rolled_out_by_each_for_its_own_rows(training, tmp_pa
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_process_that_dies_ends_the_worker_with_its_name(training, monkeypatch):
+def test_a_process_that_dies_ends_the_worker_with_its_name_and_none_outlives_it(training, monkeypatch):
     started = []
     start = team._start
 
@@ -111,18 +111,10 @@ def test_a_process_that_dies_ends_the_worker_with_its_name(training, monkeypatch
     # What was committed is kept, and the next attempt goes on.
     training.work()
     assert Lineage(training.store).newest().manifest.final
+    assert [process.returncode for process, _ in started] == [-signal.SIGKILL, 0]
 
 
-def test_no_process_outlives_its_worker(training, monkeypatch):
-    started = []
-    start = team._start
-    monkeypatch.setattr(team, "_start", lambda *facts: started.append(start(*facts)) or started[-1])
-    training.start(rounds={"gpus_per_worker": 2, "max_tokens": 300})
-    training.work()
-    assert [process.returncode for process, _ in started] == [0]
-
-
-def test_nor_its_killed_leader(training):
+def test_no_process_outlives_its_killed_leader(training):
     """The leader is gone before they met, when no connection breaks."""
     training.config = training.config.replace(rounds={"gpus_per_worker": 2})
     facts = {
