@@ -49,7 +49,7 @@ def main() -> None:
         "--s3", action="store_true", help="real processes on S3 only; else in turns with a disk"
     )
     arguments = parser.parse_args()
-    print(f"seed {arguments.seed}")
+    print(f"seed {arguments.seed}", flush=True)
     with ProcessPoolExecutor(initializer=_quiet) as pool:
         starts = range(0, arguments.schedules, PART)
         for number, turns in enumerate(pool.map(_random_part, starts), 1):
