@@ -80,6 +80,15 @@ def test_numbers_override():
         ({"data": {"dataset": "hf://a/b"}}, {}, "model.repo_id is required"),
         ({"model": {"repo_id": "a/b"}}, {}, "data.dataset is required"),
         ({"modle": {}}, {}, "did you mean 'model'"),
+        (
+            {
+                **DEMO,
+                "rounds": {"gpus_per_worker": 2, "parallel": "fsdp"},
+                "optimizer": {"name": "adamw_8bit"},
+            },
+            {},
+            "rounds.parallel: fsdp cannot be used with optimizer.name: adamw_8bit",
+        ),
     ],
 )
 def test_mistakes_are_told(values, parameters, said):

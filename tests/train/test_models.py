@@ -6,10 +6,11 @@ import shutil
 import pytest
 import torch
 
-from metaflow_hf.config import ModelConfig
+from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.demo import fixture_models, tiny_models
-from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf.train.planning import check_length
 
 
 def test_weights_are_read_in_fp32_and_tied_ones_are_trained_once(model_dir):
@@ -46,6 +47,39 @@ def test_a_directory_without_a_model_or_tokenizer_is_refused(tmp_path, model_dir
         load_model(tmp_path, ModelConfig())
     with pytest.raises(UnsupportedModelError, match="no usable tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "acme/mine has no config.json, so it is no model of transformers"),
+        ('{"model_type":', "the config.json of acme/mine is not readable as JSON: Expecting value"),
+        ("[]", "the config.json of acme/mine holds no settings"),
+    ],
+)
+def test_a_model_that_says_nothing_about_itself_is_refused(tmp_path, text, said):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UnsupportedModelError, match=said):
+        check_length(tmp_path, TrainConfig.parse({"model": {"repo_id": "acme/mine"}}))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (
+            {"num_attention_heads": 3},
+            "hidden size (32) is not a multiple of the number of attention heads (3).",
+        ),
+        ({"hidden_size": "big"}, "Field 'hidden_size' expected int, got str (value: 'big')."),
+    ],
+)
+def test_a_shape_that_no_model_has_is_a_mistake_of_the_configuration(model_dir, values, said):
+    config = ModelConfig(initialise="random", architecture=values)
+    with pytest.raises(ConfigError) as error:
+        load_model(model_dir, config)
+    assert str(error.value).startswith("model.architecture: ")
+    assert str(error.value).endswith(said)
 
 
 def test_pickled_weights_are_read_only_when_that_is_allowed(tmp_path, model_dir):

@@ -47,3 +47,7 @@ class GatedRepoError(_Answered, errors.GatedRepoError, hf_errors.GatedRepoError)
 
 class AccessRefused(errors.HubUnavailable):
     """The hub did answer, and refused this token: what others cached of a restricted repository is no substitute."""
+
+
+# What the configurations of transformers raise for values that no model can have.
+ImpossibleValue = hf_errors.StrictDataclassError

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metaflow_hf import environment
+from metaflow_hf.config import TrainConfig
 from metaflow_hf.errors import ConfigError
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -51,6 +52,23 @@ def check_enough_gpus(workers: int, gpus_per_worker: int, *, may_share: bool) ->
         f"are slower than one. Pass --num_gpus {len(gpus) // gpus_per_worker or 1} (0: all), or set rounds.share_gpus: true "
         "to have it so."
     )
+
+
+def check_parallel(config: TrainConfig) -> None:
+    """Raises ``ConfigError`` for what cannot be done where no process has all weights (FSDP)."""
+    if config.rounds.gpus_per_worker == 1 or config.rounds.parallel != "fsdp":
+        return
+    unknown = {
+        "optimizer.name: adamw_8bit": config.optimizer.name == "adamw_8bit",
+        "model.compile: true": config.model.compile,
+        "rollout.use_chunked_training: true": config.rollout.use_chunked_training is True,
+        "evaluation.every_rounds": config.evaluation.every_rounds is not None,
+    }
+    wrong = [name for name, is_on in unknown.items() if is_on]
+    if wrong:
+        raise ConfigError(
+            f"rounds.parallel: fsdp cannot be used with {', '.join(wrong)}: leave that out, or take ddp."
+        )
 
 
 def visible_gpus() -> list[str]:

@@ -3,7 +3,6 @@
 Of the model only configuration and tokenizer are read, of the dataset its beginning, unless it is built already.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -152,9 +151,9 @@ class DryRun:
             return HeldOut.copies_of(evaluation_rows(blocks, self.config.evaluation.max_samples))
 
     def _known_positions(self) -> int | None:
-        values = (
-            json.loads((self.model_dir / "config.json").read_text("utf-8")) | self.config.model.architecture
-        )
+        from metaflow_hf.train.models import read_config_json
+
+        values = read_config_json(self.model_dir, self.config.model.name) | self.config.model.architecture
         known = values.get("max_position_embeddings")
         return known if isinstance(known, int) else None
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.errors import ConfigError, UnsupportedModelError
+from metaflow_hf.hub.errors import ImpossibleValue
 from metaflow_hf.train.adapters import CONFIG_FILE, add_adapters, is_adapter, load_adapters
 from metaflow_hf.train.sharding import fill
 
@@ -38,6 +39,22 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
         raise UnsupportedModelError(
             f"{model_dir.name} has no usable tokenizer ({_first_line(error)}): take a model that comes with one."
         ) from error
+
+
+def read_config_json(model_dir: Path, name: str) -> dict[str, Any]:
+    """The values of a model's config.json; ``name`` is what the user calls it. Raises ``UnsupportedModelError``."""
+    try:
+        values = json.loads((model_dir / "config.json").read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UnsupportedModelError(
+            f"{name} has no config.json, so it is no model of transformers: choose one that has weights, a tokenizer and "
+            "a config.json."
+        ) from error
+    except ValueError as error:
+        raise UnsupportedModelError(f"the config.json of {name} is not readable as JSON: {error}.") from error
+    if not isinstance(values, dict):
+        raise UnsupportedModelError(f"the config.json of {name} holds no settings: {values!r:.80}.")
+    return values
 
 
 def load_model(
@@ -166,7 +183,7 @@ def _architecture(model_dir: Path, config: ModelConfig) -> Any:
 
     try:
         architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImpossibleValue) as error:
         raise UnsupportedModelError(
             f"{model_dir.name} is no model that transformers knows ({_first_line(error)})."
         ) from error
@@ -208,7 +225,12 @@ def _changed(architecture: Any, config: ModelConfig) -> Any:
         values.pop("layer_types", None)
     if {"hidden_size", "num_attention_heads"} & config.architecture.keys():
         values.pop("head_dim", None)
-    return type(architecture).from_dict({**values, **config.architecture})
+    try:
+        return type(architecture).from_dict({**values, **config.architecture})
+    except ImpossibleValue as error:
+        # The first line names the check, the others say what it found.
+        reason = " ".join(str(error).split("\n", 1)[-1].split()).partition(": ")[2] or _first_line(error)
+        raise ConfigError(f"model.architecture: {reason.rstrip('.')}.") from error
 
 
 def _has_safetensors(model_dir: Path, config: ModelConfig) -> bool:

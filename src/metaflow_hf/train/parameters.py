@@ -6,7 +6,7 @@ from typing import Any
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.environment import runs_locally
 from metaflow_hf.errors import ConfigError
-from metaflow_hf.train.devices import check_enough_gpus, visible_gpus
+from metaflow_hf.train.devices import check_enough_gpus, check_parallel, visible_gpus
 
 
 def configured(
@@ -53,6 +53,7 @@ def configured(
     ):
         if not value:
             raise ConfigError(f"{path} is required: set it in the configuration or pass {flag}.")
+    check_parallel(config)
     rounds = config.rounds
     check_enough_gpus(rounds.workers, rounds.gpus_per_worker, may_share=rounds.share_gpus)
     return config, model_hub, data_hub

@@ -1,7 +1,6 @@
 """What a run is going to do, told before its first step."""
 
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
-from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare
+from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, read_config_json
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -178,8 +177,10 @@ class _Sample:
 
 
 def check_length(model_dir: Path, config: TrainConfig) -> None:
-    """Raises ``ConfigError`` when sequences would be longer than the positions that the model knows."""
-    values = json.loads((model_dir / "config.json").read_text("utf-8")) | config.model.architecture
+    """Raises ``ConfigError`` when sequences would be longer than the positions that the model knows, and
+    ``UnsupportedModelError`` for a model that says nothing about itself.
+    """
+    values = read_config_json(model_dir, config.model.name) | config.model.architecture
     limits = [values[name] for name in _POSITIONS if isinstance(values.get(name), int)]
     if limits and config.data.sequence_length > limits[0]:
         raise ConfigError(

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
 from metaflow_hf.errors import ConfigError, TrainingIncomplete
+from metaflow_hf.train.devices import check_parallel
 from metaflow_hf.train.engine import Engine
 from metaflow_hf.train.models import load_trainable
 from metaflow_hf.train.sharding import Replicas
@@ -109,8 +110,7 @@ def open_team(model_dir: Path, config: TrainConfig, device: torch.device) -> Ite
     if size == 1:
         yield None
         return
-    if config.rounds.parallel == "fsdp":
-        _refuse_with_parts(config)
+    check_parallel(config)
     if device.type == "cuda" and torch.cuda.device_count() < size:
         raise ConfigError(
             f"rounds.gpus_per_worker = {size}, but this worker sees {torch.cuda.device_count()} GPUs: ask for more "
@@ -141,21 +141,6 @@ def open_team(model_dir: Path, config: TrainConfig, device: torch.device) -> Ite
             if (lost := team.lost()) is not None:
                 raise lost from error
             raise
-
-
-def _refuse_with_parts(config: TrainConfig) -> None:
-    """What cannot be done where no process has all weights."""
-    unknown = {
-        "optimizer.name: adamw_8bit": config.optimizer.name == "adamw_8bit",
-        "model.compile: true": config.model.compile,
-        "rollout.use_chunked_training: true": config.rollout.use_chunked_training is True,
-        "evaluation.every_rounds": config.evaluation.every_rounds is not None,
-    }
-    wrong = [name for name, is_on in unknown.items() if is_on]
-    if wrong:
-        raise ConfigError(
-            f"rounds.parallel: fsdp cannot be used with {', '.join(wrong)}: leave that out, or take ddp."
-        )
 
 
 @contextmanager

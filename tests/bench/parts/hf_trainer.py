@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -85,16 +86,26 @@ class Enough(BaseException):
     """So many steps were wanted."""
 
 
+def start_ours(setting: Setting, store: ObjectStore) -> None:
+    """Starts the lineage, so that its batches are known."""
+    with setting.blocks() as blocks:
+        start_lineage(**_ours(setting, store, blocks))
+
+
+def _ours(setting: Setting, store: ObjectStore, blocks: BlockManager) -> dict[str, Any]:
+    return {
+        "store": store,
+        "blocks": blocks,
+        "model_dir": setting.model_dir,
+        "config": setting.config,
+        "lineage": "compared",
+    }
+
+
 def train_ours(setting: Setting, store: ObjectStore, steps: int, on_event) -> None:
     """As one worker of a lineage, for so many steps; ``on_event`` gets them."""
     with setting.blocks() as blocks:
-        shared = {
-            "store": store,
-            "blocks": blocks,
-            "model_dir": setting.model_dir,
-            "config": setting.config,
-            "lineage": "compared",
-        }
+        shared = _ours(setting, store, blocks)
         start_lineage(**shared)
         counted = _Counter(steps, on_event)
         try:
