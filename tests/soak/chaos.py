@@ -10,7 +10,8 @@ from .trainings import Training, WorkerProcess
 
 MOST_WORKERS = 6
 MINIMUM_SECONDS = 2.0
-END_SECONDS = 240.0
+# Without a closed round for so long nobody believes that there will be an end, however busy the machine is.
+SILENCE_SECONDS = 240.0
 
 
 @dataclass(kw_only=True)
@@ -25,9 +26,12 @@ class Chaos:
 
     def run(self) -> None:
         """Until every process ended, the last ones well. Whoever fails is started again, as ``@retry`` does."""
-        deadline = time.monotonic() + END_SECONDS
+        heard, deadline = 0, time.monotonic() + SILENCE_SECONDS
         running = self.training.start(self.rng.randint(1, MOST_WORKERS), minimum=MINIMUM_SECONDS)
         while running:
+            rounds = sum(worker.events.count("RoundClosed") for worker in self.training.workers)
+            if rounds > heard:
+                heard, deadline = rounds, time.monotonic() + SILENCE_SECONDS
             assert time.monotonic() < deadline, f"no end in sight after {dict(self.done)}"
             time.sleep(self.rng.uniform(0.1, 0.6))
             self._wake()
