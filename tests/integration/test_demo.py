@@ -193,7 +193,7 @@ def test_the_second_run_downloads_nothing(demo: Demo, check_lineage):
     blobs = sorted((demo.store / "datasets").rglob("*.jsonl"))
     times = [path.stat().st_mtime_ns for path in blobs]
     assert times
-    output = demo.shell.succeed(TRAIN, "run", "--max_tokens", "30000", timeout=600)
+    output = demo.shell.succeed(TRAIN, "run", "--max_tokens", "1000", timeout=600)
     assert "Downloaded" not in output
     assert [path.stat().st_mtime_ns for path in sorted((demo.store / "datasets").rglob("*.jsonl"))] == times
     run_id = re.search(r"run-id (\d+)", output)[1]
