@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from metaflow_hf.rollout import chunked_segment_rollout
 from metaflow_hf.rollout.causal_lm import CausalLM
 from metaflow_hf.rollout.memory import LARGEST_TOKENS, SMALLEST_TOKENS, ChunkSizer, kept_bytes_per_token
 from metaflow_hf.rollout.probe import require
@@ -71,3 +76,45 @@ def test_the_estimate_covers_what_the_graph_of_a_longer_chunk_keeps(family, make
 
     assert output.requires_grad
     assert 0.9 * real < estimate < 2 * real
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_checkpointing": True}, {"gradient": "truncated"}],
+    ids=["plain", "gc", "truncated"],
+)
+def test_nothing_of_a_token_chunk_waits_for_the_garbage_collector(options, make_model, tokens):
+    """A tensor in a reference cycle keeps its whole graph until Python looks for cycles, which may be never."""
+    model, batch = make_model("llama"), {"input_ids": tokens(1, 40)}
+    chunked_segment_rollout(model, batch, chunk_size=8, backward=True, **options)
+    gc.collect()
+    gc.disable()
+    try:
+        with _NewTensors() as new:
+            chunked_segment_rollout(model, batch, chunk_size=8, backward=True, **options)
+        alive = [size for size in new.alive.values() if size >= 8 * 32]
+    finally:
+        gc.enable()
+
+    assert new.count > 100
+    assert alive == []
+
+
+class _NewTensors(TorchDispatchMode):
+    """Sizes of the storages that were made inside and still are."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.count = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {
+            t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata], self.count = tensor.numel(), self.count + 1
+                weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        return result

@@ -18,6 +18,7 @@ It gives up rewinding, beam search and growth: a carry belongs to one sequence o
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class _CarryLayer(CacheLayerMixin):
 
     def __init__(self, carry: KVCarry) -> None:
         super().__init__()
-        self._carry = carry
+        # Without a cycle, so that gigabytes go with the last user and do not wait for the garbage collector.
+        self._carry: KVCarry = weakref.proxy(carry)
         self.slots = tuple(KVSlot(carry.num_tokens, carry.transfers, carry.with_gradient) for _ in range(2))
         self.used = False
         self.waits_for_attention = False

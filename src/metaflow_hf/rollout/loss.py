@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions, functional
 from torch.utils.checkpoint import checkpoint
 
+from metaflow_hf.rollout.head import adds_its_gradients, head_and_loss_backward
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 _BLOCK_BYTES = {"cpu": 16 * 2**20}
@@ -34,6 +36,35 @@ def cross_entropy_sum(
     return ce_loss_fn(logits[counted], targets[counted]).sum()
 
 
+def head_loss_backward(
+    head: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    ignore_index: int,
+    ce_loss_fn: LossFunction | None,
+    scale: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """`head_loss_sum` without a graph, and the gradient of (scale × it) with respect to `hidden`.
+
+    That of the head's parameters is added to their `.grad`. `hidden` is a leaf; the gradient is None where it takes
+    none.
+    """
+    kind = _computed_in(hidden)
+    if ce_loss_fn is None and _is_plain_linear(head, hidden) and adds_its_gradients(head, kind):
+        counted = targets != ignore_index
+        rows, block = hidden.detach()[counted].to(kind), _tokens_of_a_block(head, hidden)
+        loss, of_rows = head_and_loss_backward(head, rows, targets[counted], scale, block)
+        if not hidden.requires_grad:
+            return loss, None
+        gradient = torch.zeros_like(hidden)
+        gradient[counted] = of_rows.to(gradient.dtype)
+        return loss, gradient
+    loss = head_loss_sum(head, hidden, targets, ignore_index, ce_loss_fn)
+    if loss.requires_grad:
+        loss.backward(scale.to(loss))
+    return loss.detach(), hidden.grad
+
+
 def head_loss_sum(
     head: nn.Module, hidden: Tensor, targets: Tensor, ignore_index: int, ce_loss_fn: LossFunction | None
 ) -> Tensor:
@@ -48,7 +79,7 @@ def head_loss_sum(
     rows, labels = hidden[counted], targets[counted]
     if not len(labels):
         return hidden[:, :0].sum()
-    block = max(logits_block_bytes(hidden.device) // (_vocabulary(head) * 4), 1)
+    block = _tokens_of_a_block(head, hidden)
     if ce_loss_fn is None and _is_plain_linear(head, hidden):
         return _linear_cross_entropy_sum(head, rows, labels, block)
 
@@ -70,11 +101,8 @@ def logits_block_bytes(device: torch.device) -> int:
 
 def _linear_cross_entropy_sum(head: Any, rows: Tensor, labels: Tensor, block: int) -> Tensor:
     """Softmax and sums in at least fp32 ("accurate"), as the default loss has them."""
-    weight, bias = head.weight, head.bias
-    kind = rows.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-        rows, weight, bias = rows.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    kind, bias = _computed_in(rows), head.bias
+    rows, weight, bias = rows.to(kind), head.weight.to(kind), None if bias is None else bias.to(kind)
     policy: Any = "compact" if rows.dtype in {torch.float32, torch.float64} else "accurate"
     options = LinearCrossEntropyOptions(batch_chunk_size=block, chunking_method=None, acc_policy=policy)
     return functional.linear_cross_entropy(
@@ -92,6 +120,11 @@ def _is_plain_linear(head: nn.Module, hidden: Tensor) -> bool:
     return same_type and head.weight.device == hidden.device and not any(hooks)
 
 
-def _vocabulary(head: nn.Module) -> int:
-    weight: Any = head.weight
-    return int(weight.shape[0])
+def _computed_in(hidden: Tensor) -> torch.dtype:
+    """The type that matrix products of these states are computed in, here and now."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def _tokens_of_a_block(head: Any, hidden: Tensor) -> int:
+    return max(logits_block_bytes(hidden.device) // (int(head.weight.shape[0]) * 4), 1)

@@ -18,7 +18,7 @@ from metaflow_hf.rollout.attention import attention_by_blocks
 from metaflow_hf.rollout.carry import KVCarry
 from metaflow_hf.rollout.causal_lm import CausalLM
 from metaflow_hf.rollout.host_memory import HostTransfers
-from metaflow_hf.rollout.loss import LossFunction, cross_entropy_sum, head_loss_sum
+from metaflow_hf.rollout.loss import LossFunction, cross_entropy_sum, head_loss_backward, head_loss_sum
 from metaflow_hf.rollout.rng import RngState, rng_kept
 from metaflow_hf.rollout.sequence import TokenSequence, token_chunks
 from metaflow_hf.rollout.settings import (
@@ -119,11 +119,27 @@ class ChunkPasses:
             # The head's backward pass ends, and frees the logits, before that of the layers begins: a gradient
             # of a weight shared with the embeddings is then added at once and not held until the end.
             leaf = states.detach().requires_grad_(states.requires_grad)
-            loss = self._loss_of(leaf, chunk)
-            if loss.requires_grad:
-                loss.backward(scale.to(loss))
-            self._carry.backward(states, leaf.grad)
-        return loss.detach()
+            loss, gradient = self._loss_backward(leaf, chunk, scale)
+            self._carry.backward(states, gradient)
+        return loss
+
+    def _loss_backward(
+        self, leaf: Tensor, chunk: tuple[int, int], scale: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sum of the losses and the gradient of (scale × it); what the head gets of it is added to its `.grad`."""
+        if self._linear_head:
+            return head_loss_backward(
+                self._lm.head,
+                leaf,
+                self._targets(chunk),
+                self._sequence.ignore_index,
+                self._plan.ce_loss_fn,
+                scale,
+            )
+        loss = self._loss_of(leaf, chunk)
+        if loss.requires_grad:
+            loss.backward(scale.to(loss))
+        return loss.detach(), leaf.grad
 
     def _loss(self, chunk: tuple[int, int], *, writing: bool) -> Tensor:
         return self._loss_of(self._states(chunk, writing=writing), chunk)
@@ -136,11 +152,14 @@ class ChunkPasses:
         return states
 
     def _loss_of(self, states: Tensor, chunk: tuple[int, int]) -> Tensor:
-        targets = self._sequence.targets[:, slice(*chunk)]
+        targets = self._targets(chunk)
         ignore_index, ce_loss_fn = self._sequence.ignore_index, self._plan.ce_loss_fn
         if self._linear_head:
             return head_loss_sum(self._lm.head, states, targets, ignore_index, ce_loss_fn)
         return cross_entropy_sum(states, targets, ignore_index, ce_loss_fn)
+
+    def _targets(self, chunk: tuple[int, int]) -> Tensor:
+        return self._sequence.targets[:, slice(*chunk)]
 
     def unused_layers(self) -> list[int]:
         """Layers that should have kept states in the carry and did not."""
