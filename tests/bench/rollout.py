@@ -30,7 +30,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 RIVALS = ("full", "gc", "gc_loss", "alst", "seco")
-OURS = ("exact_256", "exact_gc_512", "truncated_256", "truncated_gc_512")
+OURS = ("exact_256", "exact_512", "exact_gc_512", "truncated_256")
 SECO_CHUNK = 1024
 MIB = 2**20
 

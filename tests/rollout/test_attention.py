@@ -83,7 +83,8 @@ def test_two_blocks_of_keys_give_the_gradients_of_one_softmax(kernel, value_head
 
 
 @pytest.mark.parametrize(
-    "family", ["llama", "qwen3", "mistral", "gpt2", "gpt_neox", "gemma2", "opt", "qwen2_moe", "llama4_text"]
+    "family",
+    ["llama", "qwen3", "mistral", "gpt2", "gpt_neox", "gemma2", "opt", "qwen2_moe", "llama4_text", "gpt_oss"],
 )
 def test_families_whose_past_is_read_by_blocks(family, make_model):
     assert probe_model(make_model(family), refresh=True).attention_by_blocks

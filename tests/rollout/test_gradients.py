@@ -21,8 +21,8 @@ MATRIX = (
     *("llama", "qwen3", "mistral", "gpt2", "gemma2", "bloom"),
     *("granite", "deepseek_v2", "llama4_text", "qwen3_next", "mamba2", "lfm2", "falcon_h1"),
 )
-EAGER = ("gemma2", "bloom", "qwen3", "granite", "mamba2", "gpt_neo")
-OTHERS = ("qwen2", "gpt_neox", "phi", "opt", "gpt_neo", "olmo2", "cohere", "stablelm", "qwen2_moe")
+EAGER = ("gemma2", "bloom", "qwen3", "granite", "mamba2", "gpt_neo", "gpt_oss")
+OTHERS = ("qwen2", "gpt_neox", "phi", "opt", "gpt_neo", "olmo2", "cohere", "stablelm", "qwen2_moe", "gpt_oss")
 
 
 def _meetings():

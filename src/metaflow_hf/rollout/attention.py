@@ -34,8 +34,9 @@ _log = logging.getLogger("metaflow_hf.rollout")
 NAME = "metaflow_hf_blocks"
 _IMPLEMENTATION = "_attn_implementation"
 
-# What models hand to their attention function and what changes nothing in its result: the mask says it all.
-_HARMLESS = frozenset({"sliding_window", "position_ids", "use_cache", "cache_position", "softcap"})
+# What models hand to their attention function: soft cap and sinks (s_aux) are computed, the others change nothing in its
+# result, for the mask says it all.
+_KNOWN = frozenset({"softcap", "s_aux", "sliding_window", "position_ids", "use_cache", "cache_position"})
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def _attend(
     stash = past.carry.attended if torch.is_grad_enabled() else None
     known = stash.pop(past.layer_key, None) if stash is not None else None
     task = Task(past, attention_mask.spans, kernel, scale, known)
-    out, lse = BlockAttention.apply(query, key, value, task)
+    out, lse = BlockAttention.apply(query, key, value, kwargs.get("s_aux"), task)
     if stash is not None and known is None:
         stash[past.layer_key] = (out.detach(), lse)
     return out, None
@@ -108,7 +109,10 @@ def _why_not(
         return "a mask of its own"
     if isinstance(mask.spans, str):
         return mask.spans
-    unknown = sorted(k for k, v in kwargs.items() if k not in _HARMLESS and v is not None and v is not False)
+    sinks = kwargs.get("s_aux")
+    if sinks is not None and sinks.shape != query.shape[1:2]:
+        return f"sinks {tuple(sinks.shape)} for {query.shape[1]} heads"
+    unknown = sorted(k for k, v in kwargs.items() if k not in _KNOWN and v is not None and v is not False)
     if unknown and not (unknown == ["is_causal"] and kwargs["is_causal"] is True):
         return f"it takes {', '.join(unknown)}"
     if not query.dtype == key.dtype == value.dtype:

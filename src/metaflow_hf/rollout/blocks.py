@@ -56,22 +56,30 @@ class Task:
 
 
 class BlockAttention(torch.autograd.Function):
-    """query, current keys, current values -> (out [B, C, N, D], lse [B, N, C]), given the past in the slots."""
+    """query, current keys, current values -> (out [B, C, N, D], lse [B, N, C]), given the past in the slots.
+
+    `sinks` [N] or None: one more logit a head, whose value is zero (attention sinks, gpt-oss).
+    """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, task: Task
+    ) -> tuple[Tensor, Tensor]:
         current = task.past.current(key, value)
         with _types_as_they_are(query):
-            out, lse = task.known or _forward(query, current, task)
+            out, lse = task.known or _with_sinks(*_forward(query, current, task), sinks)
         ctx.task = replace(task, known=None)  # it is the output itself here, and the output leads back to ctx
-        ctx.save_for_backward(query, *current, out, lse)
+        ctx.save_for_backward(query, *current, out, lse, sinks)
         ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None]:
         with _types_as_they_are(gradients[0]):
-            return (*_backward(ctx, gradients[0]), None)
+            query, key, value, out, lse, sinks = ctx.saved_tensors  # once: checkpointing gives them once
+            of_states = _backward(ctx, gradients[0], (query, key, value, out, lse))
+            of_sinks = _sinks_backward(gradients[0], out, lse, sinks) if ctx.needs_input_grad[3] else None
+            return (*of_states, of_sinks, None)
 
 
 def _types_as_they_are(tensor: Tensor) -> torch.autocast:
@@ -79,8 +87,8 @@ def _types_as_they_are(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value, out, lse = ctx.saved_tensors
+def _backward(ctx: Any, gradient: Tensor, saved: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value, out, lse = saved
     task: Task = ctx.task
     past = task.past
     grad, out = gradient.transpose(1, 2), out.transpose(1, 2)
@@ -105,6 +113,22 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         slots[0].gradient_of(past.start, d_key).to(query.dtype),
         slots[1].gradient_of(past.start, d_value).to(query.dtype),
     )
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Merged with the sink of each head: a key of logit `sinks` and value zero that every query sees."""
+    if sinks is None:
+        return out, lse
+    sink = sinks.to(lse.dtype)[:, None]
+    kept = torch.sigmoid(lse - sink).transpose(1, 2)[..., None]
+    return (out * kept).to(out.dtype), torch.logaddexp(lse, sink)
+
+
+def _sinks_backward(gradient: Tensor, out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """Its value being zero, all that a sink does is to take weight from what is seen."""
+    weight = (sinks.to(lse.dtype)[:, None] - lse).exp()
+    taken = (gradient.to(lse.dtype) * out).sum(dim=-1).transpose(1, 2)
+    return -(weight * taken).sum(dim=(0, 2)).to(sinks.dtype)
 
 
 def _forward(query: Tensor, current: tuple[Tensor | None, ...], task: Task) -> tuple[Tensor, Tensor]:

@@ -53,7 +53,7 @@ class _CarryLayer(CacheLayerMixin):
     def __init__(self, carry: KVCarry) -> None:
         super().__init__()
         # Without a cycle, so that gigabytes go with the last user and do not wait for the garbage collector.
-        self._carry: KVCarry = weakref.proxy(carry)
+        self._carry: Any = weakref.proxy(carry)
         self.slots = tuple(KVSlot(carry.num_tokens, carry.transfers, carry.with_gradient) for _ in range(2))
         self.used = False
         self.waits_for_attention = False
