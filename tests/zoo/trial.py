@@ -6,6 +6,8 @@ import inspect
 import logging
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,10 +45,21 @@ def try_family(family: str) -> Trial:
     torch.set_num_threads(1)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     started = time.perf_counter()
-    with warnings.catch_warnings(), fp64_inside():
+    with warnings.catch_warnings(), fp64_inside(), _fp64_by_default():
         warnings.simplefilter("ignore")
         outcome, detail = _outcome(family)
     return Trial(family, outcome, " ".join(detail.split()), time.perf_counter() - started)
+
+
+@contextmanager
+def _fp64_by_default() -> Iterator[None]:
+    """Tensors that models make without saying of what type are then of the type of their parameters."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _outcome(family: str) -> tuple[Outcome, str]:

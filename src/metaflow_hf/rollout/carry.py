@@ -192,6 +192,13 @@ class KVCarry(Cache):
             layer.collect()
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Layers with states and no keys: masks are made for the others."""
+        return [
+            isinstance(layer, BorderStates) and not isinstance(layer, _CarryLayer) for layer in self.layers
+        ]
+
+    @property
     def smallest_chunk(self) -> int:
         """The fewest tokens that a token chunk can have, unless it is the whole sequence."""
         return SMALLEST_CHUNK if self._state_layers() else 1

@@ -276,6 +276,8 @@ class _Probe:
             logits = self._lm.logits(sequence.model_inputs(0, sequence.num_tokens), None)
             cross_entropy_sum(logits[:, :half], sequence.input_ids[:, 1 : half + 1], _IGNORE, None).backward()
         gradient = self._gradient().double()
+        if not gradient.isfinite().all():
+            raise UnsupportedModelError("its gradients on a few random tokens, in one pass, are not finite")
         return bool(gradient[:, half:].norm() <= _CAUSAL_TOLERANCE * gradient[:, :half].norm())
 
     def _gradient(self) -> Tensor:
@@ -294,6 +296,9 @@ class _Probe:
         vocabulary = min(weight.shape[0] for weight in weights if weight is not None)
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(0, vocabulary, (2, length), generator=generator).to(self._lm.device)
+        padding = getattr(self._lm.model.get_input_embeddings(), "padding_idx", None)
+        if padding is not None:  # its zeros have no gradient in a norm without epsilon
+            ids = ids.masked_fill(ids == padding, (padding + 1) % vocabulary)
         labels = ids.clone()
         labels[:, : token_chunks(length, _CHUNK_SIZE)[-1][0] + 1] = _IGNORE
         batch = {"input_ids": ids, "labels": labels}
