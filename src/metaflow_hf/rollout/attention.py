@@ -81,11 +81,15 @@ def _attend(
     _log_once(f"{type(module).__name__}: attention by blocks, no mask; kernel: {name}")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     stash = past.carry.attended if torch.is_grad_enabled() else None
-    known = stash.pop(past.layer_key, None) if stash is not None else None
+    place = (
+        id(module),
+        past.layer_key,
+    )  # one module may stand for several cache layers, and layers may share one
+    known = stash.pop(place, None) if stash is not None else None
     task = Task(past, attention_mask.spans, kernel, scale, known)
     out, lse = BlockAttention.apply(query, key, value, kwargs.get("s_aux"), task)
     if stash is not None and known is None:
-        stash[past.layer_key] = (out.detach(), lse)
+        stash[place] = (out.detach(), lse)
     return out, None
 
 

@@ -107,12 +107,7 @@ def _backward(ctx: Any, gradient: Tensor, saved: tuple[Tensor, ...]) -> tuple[Te
             own = (rows(span.row), slice(None), slice(span.k0 - past.start, span.k1 - past.start))
             d_key[own] += dk
             d_value[own] += dv
-    slots = past.slots
-    return (
-        d_query.to(query.dtype),
-        slots[0].gradient_of(past.start, d_key).to(query.dtype),
-        slots[1].gradient_of(past.start, d_value).to(query.dtype),
-    )
+    return d_query.to(query.dtype), d_key.to(query.dtype), d_value.to(query.dtype)
 
 
 def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ from transformers.cache_utils import (
 
 from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.rollout.host_memory import HostTransfers
-from metaflow_hf.rollout.slots import CarriedPast, KVSlot, ReadPast
+from metaflow_hf.rollout.slots import CarriedPast, HandedOn, KVSlot, ReadPast
 from metaflow_hf.rollout.states import SMALLEST_CHUNK, BorderStates
 
 
@@ -64,27 +64,24 @@ class _CarryLayer(CacheLayerMixin):
         # A checkpointed layer that runs again, or another layer that shares this one, has written already.
         writing = self._carry.writing and self._written_in != self._carry.turn
         self._written_in = self._carry.turn
-        if self._carry.attention_by_blocks:
-            return self._current(key_states, value_states, writing=writing)
         first, start = self._first_visible(), self._carry.start
-        keys, values = (
-            ReadPast.apply(states, slot, first, start, writing)
+        current = [
+            HandedOn.apply(
+                _as_attended(states) if self._carry.attention_by_blocks else states, slot, start, writing
+            )
             for states, slot in zip((key_states, value_states), self.slots, strict=True)
+        ]
+        if self._carry.attention_by_blocks:
+            past = CarriedPast(self, self._carry, start, first)
+            for states in current:  # on which the attention function finds the past
+                states.carried_past = past
+            self.waits_for_attention = True
+            return current[0], current[1]
+        keys, values = (
+            ReadPast.apply(states, slot, first, start)
+            for states, slot in zip(current, self.slots, strict=True)
         )
         return keys, values
-
-    def _current(self, key_states: Tensor, value_states: Tensor, *, writing: bool) -> tuple[Tensor, Tensor]:
-        """The current states, on which the attention function finds the past."""
-        past = CarriedPast(self, self._carry, self._carry.start, self._first_visible())
-        current = []
-        for states, slot in zip((key_states, value_states), self.slots, strict=True):
-            marked = _as_attended(states).view_as(states)
-            if writing:
-                slot.write(past.start, marked.detach())
-            marked.carried_past = past  # type: ignore[attr-defined]
-            current.append(marked)
-        self.waits_for_attention = True
-        return current[0], current[1]
 
     def _first_visible(self) -> int:
         return 0
@@ -154,7 +151,7 @@ class KVCarry(Cache):
         self.turn = 0  # counts forward calls
         self.attention_by_blocks = False
         self.own_attention = ""  # the attention implementation that blocks stand in for
-        self.attended: dict[int, tuple[Tensor, Tensor]] | None = None
+        self.attended: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None
         super().__init__(layers=[self._layer(kind) for kind in cache_layers(config)])
 
     def seek(self, start: int, *, writing: bool) -> None:

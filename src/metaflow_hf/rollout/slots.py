@@ -127,26 +127,42 @@ class KVSlot:
         return like.new_zeros(shape) if zero else like.new_empty(shape)
 
 
-class ReadPast(torch.autograd.Function):
-    """current [B, heads, stop - start, head_dim] -> past and current [B, heads, stop - first, head_dim].
+class HandedOn(torch.autograd.Function):
+    """The current states [B, heads, C, head_dim] as they are; backwards, with what later chunks sent to them.
 
-    A view of the slot's buffer: the past is never copied or concatenated. Backwards, what the chunk sends to
-    its past is added to the slot's gradient; what later chunks sent to its own tokens is added to its own.
+    Once for all that read them: several layers may share these keys and values.
     """
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, slot: KVSlot, first: int, start: int, write: bool) -> Tensor:
-        ctx.slot, ctx.first, ctx.start = slot, first, start
+    def forward(ctx: Any, current: Tensor, slot: KVSlot, start: int, write: bool) -> Tensor:
+        ctx.slot, ctx.start = slot, start
         if write:
             slot.write(start, current)
+        return current.view_as(current)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.slot.gradient_of(ctx.start, gradients[0]), None, None, None
+
+
+class ReadPast(torch.autograd.Function):
+    """current [B, heads, stop - start, head_dim] -> past and current [B, heads, stop - first, head_dim].
+
+    A view of the slot's buffer, which holds the current ones as well: the past is never copied or concatenated.
+    Backwards, what the chunk sends to its past is added to the slot's gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, slot: KVSlot, first: int, start: int) -> Tensor:
+        ctx.slot, ctx.first, ctx.start = slot, first, start
         return slot.read(first, start + current.shape[2])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
         past = ctx.start - ctx.first
         ctx.slot.add_gradient(ctx.first, gradient[:, :, :past])
-        return ctx.slot.gradient_of(ctx.start, gradient[:, :, past:]), None, None, None, None
+        return gradient[:, :, past:], None, None, None
 
 
 class Block:
@@ -203,7 +219,7 @@ class CarriedPast:
 
     @property
     def layer_key(self) -> int:
-        """The cache's layer: one module of the model may stand for several of them."""
+        """The cache's layer, for the time of a pass."""
         return id(self._layer)
 
     def taken(self) -> None:
@@ -250,7 +266,7 @@ class CarriedPast:
         """Past and current keys and values as one view each, from `first` on (None: from the first visible)."""
         begin = self._first_visible if first is None else first
         keys, values = (
-            ReadPast.apply(current, slot, begin, self.start, False)
+            ReadPast.apply(current, slot, begin, self.start)
             for current, slot in zip((key, value), self.slots, strict=True)
         )
         return keys, values
