@@ -13,6 +13,7 @@ from torch import Tensor
 
 _float, _to, _type, _softmax = Tensor.float, Tensor.to, Tensor.type, F.softmax
 _tensor_softmax, _sum = Tensor.softmax, Tensor.sum
+_zeros_like = torch.zeros_like
 
 
 def _wide_float(self: Tensor) -> Tensor:
@@ -47,6 +48,12 @@ def _wide_sum(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return _sum(self, *args, **kwargs)
 
 
+def _wide_zeros_like(like: Tensor, **kwargs: Any) -> Tensor:
+    if like.dtype == torch.float64 and kwargs.get("dtype") is torch.float32:
+        kwargs.pop("dtype")
+    return _zeros_like(like, **kwargs)
+
+
 @contextmanager
 def fp64_inside() -> Iterator[None]:
     """Casts of fp64 tensors to fp32 do nothing."""
@@ -58,6 +65,7 @@ def fp64_inside() -> Iterator[None]:
         mock.patch.object(F, "softmax", _wide(_softmax)),
         mock.patch.object(Tensor, "sum", _wide_sum),
         mock.patch.object(torch, "sum", _wide_sum),
+        mock.patch.object(torch, "zeros_like", _wide_zeros_like),
         mock.patch.object(torch, "softmax", _wide(torch.softmax)),
     ):
         yield
