@@ -7,11 +7,17 @@ import threading
 import msgspec
 import pytest
 
-from metaflow_hf.errors import ConfigError, LineageMismatch, TrainingIncomplete, UnsupportedStore
+from metaflow_hf.errors import (
+    ConfigError,
+    LineageMismatch,
+    TrainingIncomplete,
+    UnsupportedModelError,
+    UnsupportedStore,
+)
 from metaflow_hf.events import ClaimDone
 from metaflow_hf.store import datastore
 from metaflow_hf.store.objects import CreateResult
-from metaflow_hf.train import start_lineage
+from metaflow_hf.train import running, start_lineage
 from metaflow_hf.train.heldout import HeldOut, training_samples
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.lineage import Lineage
@@ -53,6 +59,17 @@ def test_what_does_not_change_the_mathematics_may_differ(training):
     )
     training.work()
     assert Lineage(training.store).newest().manifest.final
+
+
+def test_a_model_that_cannot_keep_documents_apart_begins_nothing(training, monkeypatch):
+    def refuse(model):
+        raise UnsupportedModelError("it lets packed documents see each other")
+
+    monkeypatch.setattr(running, "require_isolation", refuse)
+    with pytest.raises(UnsupportedModelError, match="see each other"):
+        training.start(data={"packing": "isolated"})
+    assert not [name for name in ("weights", "rounds") if training.store.children(name)]
+    training.start(data={"packing": True})
 
 
 def test_starting_is_idempotent_and_safe_by_many(training):

@@ -24,6 +24,7 @@ from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_attempts, this_process
 from metaflow_hf.train.heldout import HeldOut, held_out, training_samples
+from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
 from metaflow_hf.train.models import load_model, load_tokenizer, load_trainable, prepare, trained_parameters
@@ -223,6 +224,9 @@ def _store_initial_weights(lineage: Lineage, scratch: Path, model_dir: Path, con
     model = prepare(
         load_model(model_dir, config.model, seed=config.data.seed), config.model, seed=config.data.seed
     )
+    if config.data.packing == "isolated":
+        # A worker would refuse it too, after everything else was made ready.
+        require_isolation(model)
     weights = {name: p.detach().float() for name, p in trained_parameters(model).items()}
     path = scratch / "initial.safetensors"
     digest = write_all(path, weights)
