@@ -80,9 +80,12 @@ def test_optimisers_go_on_where_they_stopped_with_another_number_of_processes(tr
     assert losses + again == pytest.approx(expected, rel=1e-3)
 
 
-def test_long_sequences_are_rolled_out_by_each_for_its_own_rows(training, tmp_path):
+@pytest.mark.parametrize(("use", "sequence_length"), [("auto", 64), (True, 16)])
+def test_long_sequences_are_rolled_out_by_each_for_its_own_rows(training, tmp_path, use, sequence_length):
+    """``true``: documents longer than a sequence are rows by themselves, which one process has alone."""
     training.config = training.config.replace(
-        data={"batch_size": 3, "sequence_length": 64}, rollout={"chunk_size": 16}
+        data={"batch_size": 3, "sequence_length": sequence_length},
+        rollout={"chunk_size": 8 if use is True else 16, "use_chunked_training": use},
     )
     root = training.store
     expected, _ = losses_and_weights(training, tmp_path, "alone")
@@ -153,9 +156,10 @@ def test_a_process_that_cannot_start_says_why(training, monkeypatch):
 
 
 def test_what_needs_all_weights_in_one_place_is_refused_with_parts(training):
-    training.config = training.config.replace(optimizer={"name": "adamw_8bit"}, model={"compile": True})
+    training.config = training.config.replace(
+        optimizer={"name": "adamw_8bit"}, model={"compile": True}, rollout={"use_chunked_training": True}
+    )
     training.start(rounds={"gpus_per_worker": 2, "parallel": "fsdp"})
-    with pytest.raises(
-        ConfigError, match="cannot be used with optimizer.name: adamw_8bit, model.compile: true"
-    ):
+    refused = "optimizer.name: adamw_8bit, model.compile: true, rollout.use_chunked_training: true"
+    with pytest.raises(ConfigError, match=f"cannot be used with {refused}"):
         training.work()
