@@ -154,13 +154,15 @@ def test_a_pre_filled_cache_of_huggingface_hub_is_used_after_verification(
 
 
 INTERRUPTED = """
-import logging, sys
+import logging, signal, sys
 from pathlib import Path
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.store import open_store
 from metaflow_hf.store.node_cache import NodeCache
 
+# Whoever runs the tests in the background of a shell hands on that it is ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.basicConfig(format="%(message)s")
 snapshots = Snapshots(open_store(sys.argv[1]), NodeCache(Path(sys.argv[2])), lease_seconds=1.0)
 print(snapshots.ensure(SnapshotRequest.of("acme/model", max_workers=2)).num_files)

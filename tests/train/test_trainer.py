@@ -321,7 +321,8 @@ def test_isolated_documents_go_through_the_rollout_with_the_same_result(training
     plain._engine.gradients._is_rolled_out = lambda batch: False
     expected = weights_after(plain, TEXTS)
     for name, value in weights_after(rolled, TEXTS).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+        # A tenth of a step: Adam makes steps of any gradient, also of one that is nothing but rounding.
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-3)
 
 
 def test_models_that_cannot_be_rolled_out_are_trained_whole_unless_told_otherwise(training, caplog):
