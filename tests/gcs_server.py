@@ -7,7 +7,6 @@ https://cloud.google.com/storage/docs/xml-api/overview
 import itertools
 import json
 import re
-import threading
 import urllib.error
 import urllib.request
 import uuid
@@ -19,6 +18,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 from xml.sax.saxutils import escape
+
+from serving import serving
 
 
 class GcsFront(ThreadingHTTPServer):
@@ -211,12 +212,5 @@ def _http_date(text: str) -> str:
 @contextmanager
 def running_front(target: str) -> Iterator[GcsFront]:
     """A translator that lives as long as the context."""
-    server = GcsFront(target)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(GcsFront(target)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

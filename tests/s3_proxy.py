@@ -2,11 +2,12 @@
 
 import http.client
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
+
+from serving import serving
 
 _ERROR = "<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>"
 
@@ -105,12 +106,5 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def running_proxy(target: str) -> Iterator[S3Proxy]:
     """A proxy that lives as long as the context."""
-    server = S3Proxy(target)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with serving(S3Proxy(target)) as server:
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

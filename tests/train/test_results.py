@@ -66,11 +66,19 @@ def test_the_moving_average_of_all_rounds_is_a_model_too(training, export, tmp_p
         torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-7)
 
 
-def test_an_average_that_was_not_kept_cannot_be_exported(training, export):
+def test_an_average_that_was_not_kept_cannot_be_exported(training, export, tmp_path):
     training.start(rounds={"max_tokens": 100})
     training.work()
     with pytest.raises(ConfigError, match=r"rounds\.ema_half_life was not set"):
         export(ema=True)
+    with pytest.raises(ValueError, match="one at a time"):
+        export(ema=True, best=True)
+    # As where every position failed and was skipped: what began is what is averaged.
+    training.config = training.config.replace(rounds={"ema_half_life": 10})
+    averaged, last = (
+        (load(tmp_path, export(ema=ema)) / "model.safetensors").read_bytes() for ema in (True, False)
+    )
+    assert averaged == last
 
 
 def load(tmp_path, reference):

@@ -58,15 +58,17 @@ def export_lineage(
     weights are copied, so the reference outlives the lineage. Adapters are folded into the model, or are what is saved
     (``model.lora.save``). With ``best`` it is the round with the lowest held-out loss of those that were measured while
     training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
-    (``rounds.ema_half_life``). Both are to be asked for first, because a collection may free their weights once the last is
+    (``rounds.ema_half_life``), not both at once. Either is to be asked for first, because a collection may free its weights once the last is
     exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
     ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final,
     ``NotFound`` when model and weights are both gone.
     """
+    if best and ema:
+        raise ValueError("the best round and the moving average are two models: ask for one at a time.")
     lineage = Lineage(store)
     newest = _final(lineage)
     closed = (best and _best(lineage, newest)) or newest
-    weights = _average(newest) if ema else closed.manifest.weights
+    weights = _average(newest, config) if ema else closed.manifest.weights
     kind = "ema" if ema else "last" if closed is newest else "best"
     exports = _Exports(
         lineage,
@@ -204,12 +206,15 @@ def _final(lineage: Lineage) -> ClosedRound:
     return newest
 
 
-def _average(newest: ClosedRound) -> Payload:
-    if newest.manifest.ema is None:
+def _average(newest: ClosedRound, config: TrainConfig) -> Payload:
+    """The moving average of all rounds; where none of them trained anything, the weights that they began with."""
+    if newest.manifest.ema is not None:
+        return newest.manifest.ema
+    if config.rounds.ema_half_life is None:
         raise ConfigError(
             "evaluation.model: ema, but this training kept no moving average: rounds.ema_half_life was not set."
         )
-    return newest.manifest.ema
+    return newest.manifest.weights
 
 
 def _best(lineage: Lineage, newest: ClosedRound) -> ClosedRound | None:
