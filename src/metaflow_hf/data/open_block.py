@@ -1,16 +1,16 @@
 """The block that is being written: a local file, its hash, and its sparse index.
 
-Hashing and writing go on in a thread while the next rows are read and checked.
+Hashing and writing go on in two threads while the next rows are read and checked.
 """
 
 import hashlib
 import shutil
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import BinaryIO, Final, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import xxhash
@@ -24,23 +24,32 @@ from metaflow_hf.errors import StoreUnavailable
 from metaflow_hf.store import Digest, ObjectStore
 
 SPOOL_PREFIX: Final = ".reading-"
-# How many batches may wait for the thread: enough to keep it busy, little in memory.
-MAX_WAITING: Final = 2
+# How many pieces of work may wait for the threads: enough to keep them busy, little in memory.
+MAX_WAITING: Final = 4
+
+_Work = TypeVar("_Work")
 
 
 class OpenBlock:
     """Takes lines until it is closed. Raises ``StoreUnavailable`` when its file cannot be written, if need be later.
 
-    ``thread`` is an executor of one thread.
+    ``hashing`` and ``writing`` are executors of one thread each. A thread that comes out of a system call waits for
+    the interpreter's lock, up to 5 ms if another one computes: batches should be of a megabyte, not less.
     """
 
     def __init__(
-        self, store: ObjectStore, block_id: int, compression: Compression | None, *, thread: Executor
+        self,
+        store: ObjectStore,
+        block_id: int,
+        compression: Compression | None,
+        *,
+        hashing: Executor,
+        writing: Executor,
     ) -> None:
         self.block_id = block_id
         self.rows = 0
         self.num_bytes = 0
-        self._thread = thread
+        self._hashing, self._writing = hashing, writing
         self._waiting: deque[Future[None]] = deque()
         self.path = scratch_directory(store) / f".block_{block_id:05d}.open"
         self._file: BinaryIO | None = None
@@ -55,11 +64,24 @@ class OpenBlock:
 
     def append(self, data: bytes | bytearray, ends: Ends, start: int, stop: int) -> None:
         """The lines ``[start, stop)`` of ``data``; line ``i`` ends at ``ends[i]``."""
-        self.rows += stop - start
-        self.num_bytes += int(ends[stop - 1]) - (int(ends[start - 1]) if start else 0)
-        while len(self._waiting) >= MAX_WAITING:
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._take, data, ends, start, stop))
+        view, first = memoryview(data), int(ends[start - 1]) if start else 0
+        parts, row, begin = [], start, first
+        while row < stop:
+            taken = min(SEGMENT_ROWS - self.rows % SEGMENT_ROWS, stop - row)
+            row, end = row + taken, int(ends[row + taken - 1])
+            parts.append((view[begin:end], taken))
+            self.rows += taken
+            begin = end
+        self.num_bytes += begin - first
+        if self._compress is not None:
+            self._submit(self._hashing, self._take_compressed, parts)
+            return
+        for part, rows in parts:
+            self._segment_size += len(part)
+            self._segment_checksum.update(part)
+            self._count(rows)
+        self._submit(self._hashing, self._sha.update, view[first:begin])
+        self._submit(self._writing, self._write, view[first:begin])
 
     def close(self) -> tuple[Digest, int, bytes]:
         """Digest, rows and index of the block, whose file is then ready to be uploaded."""
@@ -80,42 +102,35 @@ class OpenBlock:
             self._file.close()
             self.path.unlink(missing_ok=True)
 
-    def _take(self, data: bytes | bytearray, ends: Ends, start: int, stop: int) -> None:
-        view, first = memoryview(data), int(ends[start - 1]) if start else 0
-        row, begin = start, first
-        while row < stop:
-            take = min(SEGMENT_ROWS - self._segment_rows, stop - row)
-            row, end = row + take, int(ends[row + take - 1])
-            self._add(view[begin:end], take)
-            begin = end
-        if self._compress is None:
-            self._write(view[first:begin])
-        else:
-            # The batch is not kept in memory for the few lines that wait for their segment to be full.
-            self._segment = [memoryview(bytes(part)) for part in self._segment]
+    def _submit(self, thread: Executor, work: Callable[[_Work], None], what: _Work) -> None:
+        while len(self._waiting) >= MAX_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(thread.submit(work, what))
 
-    def _add(self, part: memoryview, rows: int) -> None:
-        self._segment_rows += rows
-        if self._compress is None:
-            self._segment_size += len(part)
-            self._segment_checksum.update(part)
-        else:
+    def _take_compressed(self, parts: list[tuple[memoryview, int]]) -> None:
+        for part, rows in parts:
             self._segment.append(part)
+            self._count(rows)
+        # The batch is not kept in memory for the few lines that wait for their segment to be full.
+        self._segment = [memoryview(bytes(part)) for part in self._segment]
+
+    def _count(self, rows: int) -> None:
+        self._segment_rows += rows
         if self._segment_rows == SEGMENT_ROWS:
             self._end_segment()
 
     def _end_segment(self) -> None:
         if self._compress is not None:
-            stored = self._compress(b"".join(self._segment))
-            self._write(memoryview(stored))
+            stored = memoryview(self._compress(b"".join(self._segment)))
             self._segment_size = len(stored)
             self._segment_checksum.update(stored)
+            self._sha.update(stored)
+            self._write(stored)
         self._index.add_segment(self._segment_size, self._segment_checksum.intdigest(), self._segment_rows)
         self._segment, self._segment_rows, self._segment_size = [], 0, 0
         self._segment_checksum.reset()
 
     def _write(self, data: memoryview) -> None:
-        self._sha.update(data)
         with self._named():
             if self._file is None:
                 self._file = self._create_file()

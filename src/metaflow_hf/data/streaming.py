@@ -19,7 +19,7 @@ from metaflow_hf.errors import UserError
 from metaflow_hf.store import ObjectStore, open_store
 
 # What waits in memory to be written together.
-_FLUSH_BYTES: Final = 256 * 1024
+_FLUSH_BYTES: Final = 1024 * 1024
 _MANY_SKIPS: Final = 10_000
 # How many rows are encoded together.
 _MANY: Final = 1_000
@@ -129,10 +129,11 @@ class StreamingBlockWriter:
         data = self._encoder.plain_lines(cast("Sequence[Mapping[str, Any]]", rows))
         if data is None:
             return False
-        self._flush()
-        with self._abort_on_error():
-            consumed = range(1, len(rows) + 1)
-            self._take(EncodedRows(data, line_ends(data), consumed, len(rows), AfterRow(0, self._first)))
+        ends = line_ends(data) + self._ends[-1]
+        self._lines[self._ends[-1] :] = data
+        self._ends.extend(ends.tolist())
+        if self._ends[-1] > _FLUSH_BYTES or len(self._ends) > self._block_room:
+            self._flush()
         return True
 
     def _write_other(self, row: Mapping[str, Any] | str) -> None:

@@ -83,7 +83,8 @@ class DatasetWriter:
         self._restore(manifest)
         remove_leftovers(store)
         self._written_blocks, self._written_at = len(self._blocks), clock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="block writer")
+        self._hashing = ThreadPoolExecutor(1, thread_name_prefix="block hash")
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="block file")
         self._open = self._begin_block()
 
     @property
@@ -147,10 +148,17 @@ class DatasetWriter:
     def discard(self) -> None:
         """Drops the open block; what is committed stays. Idempotent."""
         self._open.discard()
-        self._thread.shutdown()
+        self._hashing.shutdown()
+        self._writing.shutdown()
 
     def _begin_block(self) -> OpenBlock:
-        return OpenBlock(self._store, len(self._blocks), self.spec.compression, thread=self._thread)
+        return OpenBlock(
+            self._store,
+            len(self._blocks),
+            self.spec.compression,
+            hashing=self._hashing,
+            writing=self._writing,
+        )
 
     def _restore(self, manifest: BlockManifest | None) -> None:
         if manifest is not None and not self._blocks and self._completion is None:
