@@ -82,7 +82,7 @@ def test_public_names_are_where_they_are_said_to_be(part: str, names: str):
 def test_only_one_module_reads_the_environment():
     readers = {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "src").rglob("*.py")
+        for path in (ROOT / "src/metaflow_hf").rglob("*.py")
         if re.search(r"os\.environ(\.get\(|\[[^\]]*\](?! *=))|os\.getenv", path.read_text())
     }
     assert readers == {"src/metaflow_hf/environment.py"}

@@ -9,7 +9,6 @@ import pytest
 from soak.trainings import CONFIG, wait_until
 from soak.trainings import Training as ProcessTraining
 
-from metaflow_extensions.hf.cmd.training_text import status_lines
 from metaflow_hf.events import StepDone
 from metaflow_hf.store import open_store
 from metaflow_hf.train.heartbeat import Heartbeat, Patience
@@ -17,6 +16,7 @@ from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.presence import workers_of
 from metaflow_hf.train.records import Accepted, ClaimRecord, Round
 from metaflow_hf.train.status import closed_rounds, lineage_status, stored_order
+from metaflow_hf_cli.training_text import status_lines
 
 
 def status(store, **settings):

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import zlib
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ from metaflow_extensions.hf.requirements import (
 from .conftest import FLOWS, PLAIN, ROOT
 
 pytestmark = pytest.mark.timeout(900)
-OURS = ("metaflow_hf/", "metaflow_extensions/")
+OURS = ("metaflow_hf/", "metaflow_hf_cli/", "metaflow_extensions/")
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +109,7 @@ def of_ours(packaged: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def tracked() -> dict[str, bytes]:
-    """The package's own files, as they are in the repository, by import path."""
+    """The files that a task may need, as they are in the repository, by import path: the commands stay at home."""
     listing = subprocess.run(
         ["git", "ls-files", "src/metaflow_hf", "metaflow_extensions"],
         cwd=ROOT,
@@ -118,23 +117,45 @@ def tracked() -> dict[str, bytes]:
         text=True,
         check=True,
     ).stdout.split()
-    files = {}
-    for path in listing:
-        # Templates are links to the folders flows and configs.
-        own = (ROOT / path).glob("*.*") if (ROOT / path).is_dir() else [ROOT / path]
-        files |= {file.relative_to(ROOT).as_posix().removeprefix("src/"): file.read_bytes() for file in own}
-    return files
+    return {path.removeprefix("src/"): (ROOT / path).read_bytes() for path in listing}
 
 
-def test_the_package_holds_all_of_ours_and_nothing_else(tmp_path: Path):
+def test_the_package_holds_all_that_tasks_need_and_nothing_else(tmp_path: Path):
     packaged = package_of(sys.executable, tmp_path)
     ours = of_ours(packaged)
     assert ours == tracked()
     assert not [
         path for path in packaged if re.search(r"(^|/)(tests|\.git|\.venv|[^/]*cache[^/]*)/|\.pyc$", path)
     ]
-    # What we add to Metaflow's own megabyte and a half.
-    assert sum(len(zlib.compress(content, 3)) for content in ours.values()) < 700_000
+    # Of which Metaflow itself is 1.6 MB.
+    assert (tmp_path / "package.tgz").stat().st_size < 2 * 2**20
+
+
+def test_the_commands_say_why_a_task_does_not_have_them(tmp_path: Path):
+    package_of(sys.executable, tmp_path)
+    with tarfile.open(tmp_path / "package.tgz") as archive:
+        archive.extractall(tmp_path / "task", filter="data")
+    python = Image.build(tmp_path / "image", packages=Image.packages()).root / "bin/python"
+    # As Metaflow sets it in a task.
+    task = {"METAFLOW_EXTRACTED_ROOT": str(tmp_path / "task"), "PYTHONPATH": str(tmp_path / "task/.mf_code")}
+
+    def metaflow(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(python), "-m", "metaflow.cmd.main_cli", *words],
+            env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **task},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = metaflow("hf", "gc", "--keep-days", "9")
+    assert refused.returncode == 1
+    assert re.fullmatch(
+        r"Error: `metaflow hf gc`: the commands of metaflow-hf do not travel with the code of a task\. Call them where "
+        r"metaflow-hf is installed, or install it in the image of the task: pip install metaflow-hf==\S+\n",
+        refused.stderr,
+    )
+    assert metaflow("status").returncode == 0, "other commands of Metaflow work"
 
 
 def test_the_package_is_the_same_from_a_wheel_and_from_a_path(

@@ -13,13 +13,13 @@ from metaflow import metaflow_config
 from metaflow._vendor.click.testing import CliRunner
 
 from metaflow_extensions.hf import neighbours
-from metaflow_extensions.hf.cmd.group import hf
-from metaflow_extensions.hf.doctor import machine, packages, services
-from metaflow_extensions.hf.doctor.findings import Check, Finding
 from metaflow_hf.errors import UnsupportedStore
 from metaflow_hf.store import datastore, open_store
 from metaflow_hf.store.objects import CreateResult
 from metaflow_hf.store.probing import try_out
+from metaflow_hf_cli.checks import machine, packages, services
+from metaflow_hf_cli.checks.findings import Check, Finding
+from metaflow_hf_cli.group import hf
 
 
 @pytest.fixture(autouse=True)

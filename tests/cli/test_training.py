@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from metaflow._vendor.click.testing import CliRunner
 
-from metaflow_extensions.hf.cmd import training as module
-from metaflow_extensions.hf.cmd.group import hf
 from metaflow_hf.data import process_raw_dataset_to_blocks
 from metaflow_hf.store import configured_store, datastore
 from metaflow_hf.train.heartbeat import Heartbeat, Patience
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.records import Accepted, ClaimRecord, Payload, Round, Spec
+from metaflow_hf_cli import training as module
+from metaflow_hf_cli.group import hf
 
 WEIGHTS = Payload(key="weights/0", digest="d", size=1)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
-from metaflow_extensions.hf.doctor.findings import Check, Finding, ok, problem, warning
+from metaflow_hf_cli.checks.findings import Check, Finding, ok, problem, warning
 
 # Signed requests are refused when the clock is off by 15 minutes.
 _SKEW_SECONDS: Final = 60.0

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from metaflow_extensions.hf.doctor.findings import Check, Finding, ok, problem, warning
 from metaflow_hf.report import units
+from metaflow_hf_cli.checks.findings import Check, Finding, ok, problem, warning
 
 _GIB: Final = 2**30
 _LITTLE_DISK: Final = 10 * _GIB

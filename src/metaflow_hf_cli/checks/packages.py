@@ -8,8 +8,8 @@ from typing import Final
 from packaging.requirements import Requirement
 
 from metaflow_extensions.hf import neighbours
-from metaflow_extensions.hf.doctor.findings import Check, Finding, ok, problem, warning
 from metaflow_hf import __version__
+from metaflow_hf_cli.checks.findings import Check, Finding, ok, problem, warning
 
 DISTRIBUTION: Final = "metaflow-hf"
 _SHOWN: Final = ("metaflow", "huggingface_hub", "datasets", "transformers", "torch")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from metaflow._vendor.click.testing import CliRunner
 
-from metaflow_extensions.hf.cmd.group import hf
 from metaflow_hf.demo.content import HubContent
 from metaflow_hf.errors import SelectionError
 from metaflow_hf.hub import search_datasets
 from metaflow_hf.store import datastore
+from metaflow_hf_cli.group import hf
 
 # The table of what training can do with each modality, as people were promised it.
 SUPPORT = {

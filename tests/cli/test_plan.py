@@ -9,12 +9,12 @@ from metaflow._vendor.click.testing import CliRunner
 from stand_ins import stand_in_hub
 from transformers import AutoTokenizer
 
-from metaflow_extensions.hf.cmd.group import hf
 from metaflow_hf.config import load_config
 from metaflow_hf.data import build_blocks
 from metaflow_hf.store import configured_store, datastore
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.train.dry_run import DryRun
+from metaflow_hf_cli.group import hf
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from metaflow._vendor.click.testing import CliRunner
 
-from metaflow_extensions.hf.cmd import doctor_model
-from metaflow_extensions.hf.cmd.group import hf
+from metaflow_hf_cli import doctor_model
+from metaflow_hf_cli.group import hf
 
 LLAMA = {
     "model_type": "llama",

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from metaflow._vendor.click.testing import CliRunner
 
-from metaflow_extensions.hf.cmd.group import hf
-from metaflow_extensions.hf.cmd.output import print_table
 from metaflow_hf.store import configured_store, datastore
 from metaflow_hf.store.collection import collect
 from metaflow_hf.store.models import save_directory
+from metaflow_hf_cli.group import hf
+from metaflow_hf_cli.output import print_table
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def command(directory: str, force: bool, as_json: bool) -> None:
     """One line per file, and what to do next."""
     from metaflow_hf.errors import SelectionError
-    from metaflow_hf.templates import template_files
+    from metaflow_hf_cli.templates import template_files
 
     target, files = Path(directory), template_files()
     different = [name for name, file in files.items() if _differs(target / name, file)]

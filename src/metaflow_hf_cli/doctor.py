@@ -2,7 +2,7 @@
 
 from metaflow._vendor import click
 
-from metaflow_extensions.hf.doctor.findings import Finding
+from metaflow_hf_cli.checks.findings import Finding
 
 from .output import explained, json_option, print_json, printable
 
@@ -37,7 +37,7 @@ def command(model: str | None, chunk_size: int, as_json: bool) -> None:
 
         show(model, chunk_size, as_json)
         return
-    from metaflow_extensions.hf.doctor import all_checks
+    from metaflow_hf_cli.checks import all_checks
 
     found: list[Finding] = []
     for check in all_checks():
