@@ -73,6 +73,7 @@ class Pod:
             # The environment that runs the tests cannot be seen inside.
             start[0] = os.path.realpath(sys.executable)
         with self.log.open("wb") as log:
+            # A session of its own: what is sent to the group of the tests is not also the pod's.
             self._process = subprocess.Popen(
                 [
                     *_unshare(),
@@ -84,6 +85,7 @@ class Pod:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def wait(self, timeout: float | None = None) -> int:
@@ -101,7 +103,9 @@ class Pod:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """The machine is gone, or the kernel took the memory back: nobody is told."""
+        """The machine is gone, or the kernel took the memory back: nobody is told. Process 1 of the container dies with
+        the one that made it, and all others with process 1.
+        """
         self._process.kill()
 
     def evict(self, grace_seconds: float, *, notice: bool = False) -> None:
@@ -138,12 +142,17 @@ class Pod:
             os.kill(child, number)
 
     def _signal_all(self, number: int) -> None:
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def processes(self) -> Iterator[int]:
+        """What runs in it, as seen from outside."""
         waiting = _children(self._process.pid)
         while waiting:
             pid = waiting.pop()
             waiting += _children(pid)
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            yield pid
 
 
 def _children(pid: int) -> list[int]:
@@ -162,8 +171,10 @@ def ignore(pod: Pod, step: str, index: int, attempt: int) -> None:
 
 
 def _unshare() -> list[str]:
+    """Namespaces that the kernel empties when the thread ends that made them, so with the tests, however these end."""
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *user, "--mount", "--pid", "--fork", "--kill-child"]
+    die = ["setpriv", "--pdeathsig", "KILL"]
+    return [*die, "unshare", *user, "--mount", "--pid", "--fork", "--kill-child"]
 
 
 def tail(text: str, lines: int = 60) -> str:

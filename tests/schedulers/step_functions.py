@@ -37,7 +37,6 @@ class Execution:
     watch: Watch = ignore
     client: Callable[[str], Any] = boto3.client
     pods: list[Pod] = field(default_factory=list)
-    _branches: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.run_id = f"sfn-{self.name}"
@@ -87,11 +86,10 @@ class Execution:
         ]
         overrides = job["ContainerOverrides"]
         assert definition["containerProperties"]["image"]
-        self._disorder(overrides["Environment"])
         job_id = str(uuid.uuid4())
         environment = {item["Name"]: item["Value"] for item in overrides["Environment"]}
         assert all(isinstance(value, str) for value in environment.values()), environment
-        index = self._branches[job_id] = int(environment.get("METAFLOW_SPLIT_INDEX", "0"))
+        index = int(environment.get("METAFLOW_SPLIT_INDEX", "0"))
         for attempt in range(job["RetryStrategy"]["Attempts"]):
             pod = Pod(
                 self.image,
@@ -118,18 +116,6 @@ class Execution:
                     "StoppedAt": int(time.time() * 1000),
                 }
         raise ExecutionFailed(f"{name}:\n{tail(pod.printed())}")
-
-    def _disorder(self, environment: list[dict[str, str]]) -> None:
-        """A join reads its inputs from a set in DynamoDB, which has no order: gives it the last branch first."""
-        known = {item["Name"]: item["Value"] for item in environment}
-        if "METAFLOW_SPLIT_PARENT_TASK_ID" not in known:
-            return
-        table, client = known["METAFLOW_SFN_DYNAMO_DB_TABLE"], self.client("dynamodb")
-        key = {"pathspec": {"S": known["METAFLOW_SPLIT_PARENT_TASK_ID"]}}
-        item = client.get_item(TableName=table, Key=key)["Item"]
-        inputs = item["parent_task_ids_for_foreach_join"]
-        inputs["SS"] = sorted(inputs["SS"], key=self._branches.__getitem__, reverse=True)
-        client.put_item(TableName=table, Item=item)
 
 
 def _placed(state: Mapping[str, Any], data: Any, result: Any) -> Any:
