@@ -68,7 +68,7 @@ def test_a_cached_snapshot_is_read_without_the_hub(without_hub, hub, tmp_path, c
     for location, seed, count in (("", 6, 240), (":french", 7, 60), ("::validation", 106, 30)):
         manifest = build_blocks(f"hf://{given.CONFIGS_ID}{location}", tmp_path / f"out{seed}")
         assert read_all(tmp_path / f"out{seed}") == given.rows(seed, count)
-    with pytest.raises(SelectionError, match="german"):
+    with pytest.raises(SelectionError, match="no configuration 'german', only english, french"):
         build_blocks(f"hf://{given.CONFIGS_ID}:german", tmp_path / "out")
     assert manifest.commit_hash is not None
     assert hub.log.file_bytes() == 0

@@ -224,7 +224,12 @@ def test_a_hub_that_is_gone_is_an_outage(hub, tmp_path, monkeypatch):
     [
         ("acme/no-such-dataset", RepositoryNotFoundError, "no-such-dataset"),
         (f"{given.PARQUET_ID}@no-such-branch", RevisionNotFoundError, "no-such-branch"),
-        (f"{given.CONFIGS_ID}:german", SelectionError, "german"),
+        (
+            f"{given.CONFIGS_ID}:german",
+            SelectionError,
+            f"^hf://{given.CONFIGS_ID}: there is no configuration 'german', only english, french. Name one: "
+            f"hf://{given.CONFIGS_ID}:CONFIGURATION.$",
+        ),
         (f"{given.CONFIGS_ID}:french:dev", SelectionError, "train"),
         (given.GATED_DATASET_ID, GatedRepoError, "gated"),
         (given.PRIVATE_DATASET_ID, RepositoryNotFoundError, "private"),
@@ -238,6 +243,18 @@ def test_what_cannot_be_read_is_one_clear_error_and_writes_nothing(location, err
     with pytest.raises(error, match=named):
         build_blocks(f"hf://{location}", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_several_configurations_and_no_default_lists_them(start_hub, tmp_path):
+    header = "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("english", "french")
+    )
+    files = {f"{name}.jsonl": b'{"text":"a"}\n' for name in ("english", "french")}
+    content = HubContent()
+    content.add("acme/two", {"README.md": f"{header}---\n".encode(), **files}, repo_type="dataset")
+    start_hub(content)
+    with pytest.raises(SelectionError, match="^hf://acme/two has several configurations: english, french. "):
+        build_blocks("hf://acme/two", tmp_path / "out")
 
 
 def test_an_unknown_text_column_lists_the_columns_before_anything_is_written(hub, tmp_path):

@@ -2,10 +2,14 @@
 
 import platform
 import re
+from unittest.mock import Mock
 
 from metaflow_hf import __version__
+from metaflow_hf.events import StepDone
+from metaflow_hf.report import read_events, recorders
 from metaflow_hf.report.trackers import Tracker
 from metaflow_hf.train import listening
+from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.listening import Listeners
 
 
@@ -43,7 +47,7 @@ def test_trackers_get_a_run_of_the_branch_and_every_setting(training, tmp_path, 
 
     def open_tracker(kind, **told):
         opened.append((kind, told["run"], told["config"]))
-        return Tracker(lambda *_: None, lambda: None)
+        return Tracker(kind, Mock())
 
     monkeypatch.setattr(listening, "open_tracker", open_tracker)
     training.config = training.config.replace(report={"trackers": ["wandb", "mlflow"]})
@@ -52,3 +56,26 @@ def test_trackers_get_a_run_of_the_branch_and_every_setting(training, tmp_path, 
     assert [(kind, run) for kind, run, _ in opened] == [("wandb", "test-1"), ("mlflow", "test-1")]
     settings = opened[0][2]
     assert (settings["optimizer.learning_rate"], settings["data.batch_size"]) == (1e-2, 4)
+
+
+def test_a_tracker_that_goes_down_while_workers_train_ends_no_training(
+    training, tmp_path, monkeypatch, caplog
+):
+    recorded = []
+
+    class Session:
+        def record(self, points):
+            if recorded:
+                raise ConnectionError("nobody listens on port 5000")
+            recorded.extend(points)
+
+    monkeypatch.setitem(recorders.RECORDERS, "mlflow", lambda *_: Session)
+    training.start(rounds={"max_tokens": 1_000, "seconds": 0.1}, report={"trackers": ["mlflow"]})
+    metrics = tmp_path / "metrics.jsonl"
+    with listeners_of(training).open(metrics) as listener:
+        training.work(on_event=listener)
+    assert Lineage(training.store).newest().manifest.final
+    steps = [event for event in read_events(metrics) if isinstance(event, StepDone)]
+    assert steps[-1].tokens_total >= 1_000
+    assert 0 < len(recorded) < len(steps)
+    assert caplog.text.count("mlflow does not answer (ConnectionError: nobody listens on port 5000)") == 1

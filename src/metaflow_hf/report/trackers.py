@@ -1,4 +1,4 @@
-"""Trackers by configuration: TensorBoard, trackio, W&B and MLflow, as listeners of events.
+"""Trackers by configuration: listeners that record the figures of events, and never hold training up.
 
 A tracker opened with the name of an earlier run goes on with that run: the horizontal axis is the tokens of
 the lineage, which a restarted worker takes up where the model stands, and not a count of its own. Each package
@@ -8,44 +8,80 @@ is imported when its tracker is opened; what is not installed is one clear error
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping
-from importlib import import_module
+import threading
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import Evaluated, Event, RoundClosed, StepDone
+from metaflow_hf.report.recorders import RECORDERS, Connect, Point, Recorder
 
 _LOG = logging.getLogger("metaflow_hf.report")
-_RUN_TAG = "metaflow_hf.run"
 
-# (figures, tokens of the lineage when they were measured)
-_Log = Callable[[dict[str, float], int], None]
+# Points of one request: MLflow takes at most a thousand figures.
+_BATCH: Final = 100
+# Points that wait for a tracker that does not answer; then the oldest are given up.
+_MOST_WAITING: Final = 100_000
+# For one that does not answer when it is closed.
+_LAST_TRY_SECONDS: Final = 5.0
 
 
 class Tracker:
-    """A listener that records the figures of events in one run of a tracker; ``close`` ends the session.
+    """A listener that hands the figures of events to one run of a tracker, in a thread of its own.
 
-    Use as a context manager, so that a run that fails is closed as well. Figures that are not finite are left
-    out, because the trackers' own formats disagree on them.
+    Whoever calls never waits, and never sees an error of the tracker: one that cannot be opened, goes down or does not
+    answer is warned of once, and tried again every ``retry_seconds``; what it missed is recorded then. ``close`` waits
+    ``close_seconds`` at most (5 for one that does not answer), and says how many points were not recorded. Figures that are not finite are left out,
+    because the trackers' own formats disagree on them.
+
+    Use as a context manager, so that a run that fails is closed as well.
     """
 
-    def __init__(self, log: _Log, close: Callable[[], None]) -> None:
-        self._log = log
-        self._close = close
+    def __init__(
+        self, name: str, connect: Connect, *, retry_seconds: float = 60.0, close_seconds: float = 30.0
+    ) -> None:
+        self._name = name
+        self._connect = connect
+        self._retry_seconds = retry_seconds
+        self._close_seconds = close_seconds
         self._tokens = 0
+        self._waiting: deque[Point] = deque()
+        self._in_hand: list[Point] = []
+        self._given_up = 0
+        self._is_closing = False
+        self._has_failed = self._is_failing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name=f"metaflow-hf-{name}", daemon=True)
+        self._thread.start()
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, StepDone | RoundClosed):
             self._tokens = event.tokens_total
         values = {name: value for name, value in figures(event).items() if math.isfinite(value)}
-        if values:
-            self._log(values, self._tokens)
+        if not values:
+            return
+        with self._changed:
+            self._waiting.append(Point(values, self._tokens, event.time))
+            if len(self._waiting) > _MOST_WAITING:
+                self._waiting.popleft()
+                self._given_up += 1
+            self._changed.notify()
 
     def close(self) -> None:
-        """Hands everything over to the tracker and ends the session, not the run."""
-        self._close()
+        """Hands over what is left and ends the session, not the run."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join(_LAST_TRY_SECONDS if self._is_failing else self._close_seconds)
+        with self._changed:
+            missing = len(self._in_hand) + len(self._waiting) + self._given_up
+        if missing:
+            _LOG.warning(
+                "report.trackers: %s did not record %d points; metrics.jsonl has them.", self._name, missing
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -54,6 +90,51 @@ class Tracker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _work(self) -> None:
+        recorder: Recorder | None = None
+        while True:
+            is_last = self._is_closing
+            try:
+                recorder = recorder or self._connect()
+                is_last = self._take()
+                if not self._in_hand:
+                    recorder.close()
+                    return
+                recorder.record(self._in_hand)
+            except Exception as error:  # packages of others raise anything, and training is worth more
+                self._warn(error)
+                if is_last:
+                    return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._is_closing, self._retry_seconds)
+            else:
+                with self._changed:
+                    self._in_hand, self._is_failing = [], False
+
+    def _take(self) -> bool:
+        """Takes the next points in hand, unless some are; returns whether the tracker is being closed. Without points in
+        hand that is all that is left to do.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._in_hand or self._waiting or self._is_closing)
+            while self._waiting and len(self._in_hand) < _BATCH:
+                self._in_hand.append(self._waiting.popleft())
+            return self._is_closing
+
+    def _warn(self, error: Exception) -> None:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        level = logging.DEBUG if self._has_failed else logging.WARNING
+        _LOG.log(
+            level,
+            "report.trackers: %s does not answer (%s: %s). Training goes on, metrics.jsonl has every figure; it is tried "
+            "again every %g s.",
+            self._name,
+            type(error).__name__,
+            reason,
+            self._retry_seconds,
+        )
+        self._has_failed = self._is_failing = True
 
 
 def figures(event: Event) -> dict[str, float]:
@@ -99,113 +180,12 @@ def open_tracker(
     (trackio has its own place, ``TRACKIO_DIR``). Addresses and keys are the tracker's own settings in the
     environment. ``config`` is shown beside the run.
 
-    Raises ``ConfigError`` for another kind, or when its package is not installed.
+    Raises ``ConfigError`` for another kind, or when its package is not installed; a server that does not answer is no
+    error, here or later.
     """
-    if kind not in _OPENERS:
+    if kind not in RECORDERS:
         raise ConfigError(
-            f"report.trackers: {kind!r} is none of {', '.join(sorted(_OPENERS))}. Use one of them."
+            f"report.trackers: {kind!r} is none of {', '.join(sorted(RECORDERS))}. Use one of them."
         )
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", run).strip("-.") or "run"
-    return _OPENERS[kind](project, name, Path(directory), dict(config or {}))
-
-
-def _package(module: str, extra: str) -> Any:
-    try:
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
-            raise
-        raise ConfigError(
-            f"report.trackers: {extra} is not installed. Install it by `pip install 'metaflow-hf[{extra}]'`, or "
-            f"take {extra!r} out of the configuration."
-        ) from error
-
-
-def _tensorboard(_project: str, run: str, directory: Path, config: dict[str, Any]) -> Tracker:
-    writers = _package("tensorboard.summary.writer.event_file_writer", "tensorboard")
-    events = import_module("tensorboard.compat.proto.event_pb2")
-    summaries = import_module("tensorboard.compat.proto.summary_pb2")
-    writer = writers.EventFileWriter(str(directory / run))
-    started = False
-
-    def log(values: dict[str, float], tokens: int) -> None:
-        nonlocal started
-        if not started:
-            # What an earlier session wrote at and after this point is not in the model: TensorBoard drops it.
-            session = events.SessionLog(status=events.SessionLog.START)
-            writer.add_event(events.Event(step=tokens, session_log=session))
-            started = True
-        summary = summaries.Summary(
-            value=[summaries.Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        )
-        writer.add_event(events.Event(step=tokens, summary=summary))
-
-    if config:
-        _LOG.debug("tensorboard shows no configuration; it is in metrics.jsonl and on the card")
-    return Tracker(log, writer.close)
-
-
-def _wandb(project: str, run: str, directory: Path, config: dict[str, Any]) -> Tracker:
-    wandb = _package("wandb", "wandb")
-    directory.mkdir(parents=True, exist_ok=True)
-    session = wandb.init(
-        project=project,
-        id=run,
-        name=run,
-        resume="allow",
-        dir=str(directory),
-        config=config,
-        reinit="create_new",
-    )
-    # Its own step must never go back, the tokens of a lineage may after lost work.
-    session.define_metric("tokens")
-    session.define_metric("*", step_metric="tokens")
-    return Tracker(lambda values, tokens: session.log({**values, "tokens": tokens}), session.finish)
-
-
-def _mlflow(project: str, run: str, directory: Path, config: dict[str, Any]) -> Tracker:
-    mlflow = _package("mlflow", "mlflow")
-    address = None  # what the user configured for MLflow itself goes first
-    if not mlflow.tracking.is_tracking_uri_set():
-        _package("sqlalchemy", "mlflow")
-        directory.mkdir(parents=True, exist_ok=True)
-        address = f"sqlite:///{directory.absolute()}/mlflow.db"
-    client = mlflow.MlflowClient(tracking_uri=address)
-    experiment = client.get_experiment_by_name(project)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(project)
-    earlier = client.search_runs([experiment_id], f"tags.`{_RUN_TAG}` = '{run}'", max_results=1)
-    if earlier:
-        run_id = earlier[0].info.run_id
-        client.update_run(run_id, status="RUNNING")
-    else:
-        run_id = client.create_run(experiment_id, run_name=run, tags={_RUN_TAG: run}).info.run_id
-        for key, value in config.items():
-            client.log_param(run_id, key, value)
-
-    def log(values: dict[str, float], tokens: int) -> None:
-        for name, value in values.items():
-            client.log_metric(run_id, name, value, step=tokens)
-
-    return Tracker(log, lambda: client.set_terminated(run_id))
-
-
-def _trackio(project: str, run: str, _directory: Path, config: dict[str, Any]) -> Tracker:
-    trackio = _package("trackio", "trackio")
-    session = trackio.init(
-        project=project,
-        name=run,
-        resume="allow",
-        config=config,
-        embed=False,
-        auto_log_cpu=False,
-        auto_log_gpu=False,
-    )
-    return Tracker(lambda values, tokens: session.log(values, step=tokens), session.finish)
-
-
-_OPENERS: dict[str, Callable[[str, str, Path, dict[str, Any]], Tracker]] = {
-    "mlflow": _mlflow,
-    "tensorboard": _tensorboard,
-    "trackio": _trackio,
-    "wandb": _wandb,
-}
+    return Tracker(kind, RECORDERS[kind](project, name, Path(directory), dict(config or {})))

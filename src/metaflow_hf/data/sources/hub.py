@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Final
 
 from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.layout import documents_of, layout_of_builder
+from metaflow_hf.data.sources.layout import documents_of, layout_of_builder, refusal
 from metaflow_hf.data.sources.remembered import Listing, Memory
 from metaflow_hf.data.sources.stored import source_of_snapshot
 from metaflow_hf.errors import HubUnavailable, NotFound, SelectionError
@@ -206,5 +206,12 @@ def _builder(client: HubClient, repo: Repo, location: HubLocation, commit: str) 
             ),
         )
     except (ValueError, FileNotFoundError, DatasetNotFoundError) as error:
-        reason = str(error).partition("\n")[0]
-        raise SelectionError(f"{repo} at {commit[:12]} cannot be read as a dataset: {reason}") from error
+        reason = refusal(
+            error,
+            location.config,
+            where=f"hf://{repo.repo_id}",
+            path=repo.repo_id,
+            revision=commit,
+            token=client.token,
+        )
+        raise SelectionError(reason) from error

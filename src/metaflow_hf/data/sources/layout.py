@@ -3,6 +3,7 @@
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,23 @@ def layout_of_builder(
     return Layout(config, split, paths)
 
 
+def refusal(error: Exception, config: str | None, *, where: str, path: str, **access: Any) -> str:
+    """Why `datasets` makes no builder of the repository or directory at ``path``, for a message.
+
+    ``access`` are the arguments that a repository takes: revision and token.
+    """
+    import datasets
+
+    with suppress(ValueError, OSError):
+        known = datasets.get_dataset_config_names(path, **access)
+        one_of = f"{', '.join(known)}. Name one: {where}:CONFIGURATION."
+        if config is not None and config not in known:
+            return f"{where}: there is no configuration {config!r}, only {one_of}"
+        if config is None and datasets.get_dataset_default_config_name(path, **access) is None:
+            return f"{where} has several configurations: {one_of}"
+    return f"{where} cannot be read as a dataset: {str(error).partition(chr(10))[0]}"
+
+
 def layout_of_files(
     paths: Iterable[str], readme: bytes | None, config: str | None, split: str | None, *, where: str
 ) -> Layout:
@@ -85,8 +103,8 @@ def layout_of_files(
                 f"{where} is archives, which are read from the hub itself: give hf://…, or build blocks once."
             ) from error
         except (ValueError, FileNotFoundError) as error:
-            reason = str(error).partition("\n")[0].replace(str(root), where)
-            raise SelectionError(f"{where} cannot be read as a dataset: {reason}") from error
+            reason = refusal(error, config, where=where, path=str(root))
+            raise SelectionError(reason.replace(str(root), where)) from error
         return layout_of_builder(
             builder, split, lambda path: Path(path).relative_to(root).as_posix(), where=where
         )
