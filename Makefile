@@ -1,5 +1,6 @@
 # make demo   train a model from a hub on this machine, two workers
-# make test   the whole test suite
+# make test   the test suite, but for whole runs
+# make acceptance  the rest of it: the demo, both schedulers, killed runs, images, an installed wheel
 # make check  style, types and the directions of imports
 # make bench  benchmarks, each prints its ratios
 # make soak   what the suite does to the rounds for minutes, for hours
@@ -23,14 +24,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Metaflow wants to know who runs a flow, and takes no "root" for an answer, who is all that containers know.
 export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
 
-.PHONY: demo test check bench soak zoo images servers extras metaflow-tests clean
+.PHONY: demo test acceptance check bench soak zoo images servers extras metaflow-tests clean
 .DEFAULT_GOAL := demo
 
 demo: $(call MARK,base)
 	$(BIN)/python flows/train_flow.py run
 
 test: $(call MARK,dev)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not acceptance"
+
+acceptance: $(call MARK,dev)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m acceptance
 
 check: $(call MARK,dev)
 	$(BIN)/ruff check .

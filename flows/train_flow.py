@@ -88,7 +88,7 @@ class TrainFlow(FlowSpec):
     @resources(gpu=config.resources.gpu, cpu=config.resources.cpu, memory=config.resources.memory)
     @retry(times=3, minutes_between_retries=0)
     @pinned_gpus(per_branch=config.rounds.gpus_per_worker)
-    @card(type="blank", id="training", refresh_interval=1)
+    @card(type="blank", id="training", refresh_interval=5)
     @model(load="base_model")
     @step
     def train(self):

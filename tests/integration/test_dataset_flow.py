@@ -15,7 +15,7 @@ from metaflow_hf.train.job import TrainingJob
 
 from .conftest import ROOT, Shell
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 FLOW = ROOT / "flows" / "dataset_flow.py"
 
 

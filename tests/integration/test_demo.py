@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import ROOT, Shell, make_shell
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 TRAIN = ROOT / "flows" / "train_flow.py"
 
 

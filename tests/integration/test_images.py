@@ -22,7 +22,7 @@ WHOLE = bool(os.environ.get("WHOLE_IMAGES"))
 MODEL = "bert-base-uncased"
 TOKEN = "hf_owner"
 
-pytestmark = pytest.mark.timeout(3600 if WHOLE else 400)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(3600 if WHOLE else 400)]
 
 
 def test_the_dockerfile_has_no_known_mistake():

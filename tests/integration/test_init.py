@@ -12,7 +12,7 @@ from stand_ins import stand_in_hub
 
 from .conftest import ROOT, Shell, make_shell
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")

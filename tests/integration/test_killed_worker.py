@@ -1,4 +1,4 @@
-"""A worker that is killed in the middle costs its claims of one round, nothing else."""
+"""A worker that is killed in the middle costs its claims of one round, nothing else; nor does a killed run cost more."""
 
 import os
 import re
@@ -10,82 +10,72 @@ import pytest
 
 from .conftest import ROOT, Shell
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
+FLOW = ROOT / "flows" / "train_flow.py"
 
 
-def test_branches_killed_and_told_to_end_are_retried_and_every_position_counts_once(
-    shell: Shell, check_lineage
-):
+def test_branches_and_the_run_itself_are_killed_and_every_position_counts_once(shell: Shell, check_lineage):
     text = (ROOT / "configs" / "demo.yaml").read_text()
-    text = text.replace("max_tokens: 800_000", "max_tokens: 60_000\n  keep: all")
-    text = text.replace("interval_seconds: 5", "interval_seconds: 0.5")
-    text = text.replace("solo_start: 0.1", "solo_start: 0.0").replace("max_samples: 64", "max_samples: 8")
+    for old, new in {
+        "max_tokens: 800_000": "max_tokens: 60_000\n  keep: all",
+        "interval_seconds: 5": "interval_seconds: 0.5",
+        "solo_start: 0.1": "solo_start: 0.0",
+        "max_samples: 64": "max_samples: 8",
+    }.items():
+        assert old in text
+        text = text.replace(old, new)
     config = shell.directory / "short.yaml"
     config.write_text(text)
     hurt: dict[str, int] = {}
     lines = []
-    with shell.start(ROOT / "flows" / "train_flow.py", "--config", "config", config, "run") as run:
+    with shell.start(FLOW, "--config", "config", config, "run") as run:
         for line in run.stdout:
             lines.append(line)
             found = re.search(r"/train/\d+ \(pid (\d+)\)\] \[worker (\d) \S+\] round \d+", line)
-            if found and found[2] == "1" and not hurt:
-                hurt["1"] = int(found[1])
+            if not found:
+                continue
+            worker, pid = found[2], int(found[1])
+            if worker == "1" and not hurt:
                 time.sleep(0.3)  # into its next claim
-                os.kill(hurt["1"], signal.SIGKILL)
-            elif found and found[2] == "0" and list(hurt) == ["1"]:
+                os.kill(pid, signal.SIGKILL)
+                hurt["1"] = pid
+            elif worker == "0" and list(hurt) == ["1"]:
                 # As a machine does that is taken away.
-                hurt["0"] = int(found[1])
-                os.kill(hurt["0"], signal.SIGTERM)
-    output = "".join(lines)
-    assert run.returncode == 0, output
-    assert len(hurt) == 2, output
-    assert "stopped before the lineage was final: it was told to stop" in output
-    assert output.count("Task is starting (retry)") + output.lower().count("retrying") >= 2
-
-    run_id = re.search(r"run-id (\d+)", output)[1]
-    lineage: Path = shell.directory / ".metaflow" / "mf.hf" / "training" / f"TrainFlow-{run_id}"
-    rounds = check_lineage(lineage)
-    assert rounds[-1]["tokens"] >= 60_000
-    claimants = {path.read_bytes() for path in (lineage / "claims").rglob("*.json")}
-    assert len(claimants) > sum(len(manifest["accepted"]) for manifest in rounds) / 2
-    # The killed process, its successor and the other branch.
-    attempts = {accepted["attempt"] for manifest in rounds for accepted in manifest["accepted"]}
-    assert len(attempts) >= 2
-    # Whoever is told to end returns nothing, and yet what it told is in the run.
-    reported = shell.succeed(
-        "-c",
-        "import json; from metaflow import Run, namespace; namespace(None); "
-        f"metrics = Run('TrainFlow/{run_id}').data.metrics; "
-        "print('told by', len({json.loads(line)['worker'] for m in metrics for line in m.splitlines()}))",
-    )
-    assert int(reported.rpartition("told by ")[2]) >= 3, reported
-
-
-def test_an_interrupted_run_goes_on_from_its_last_round(shell: Shell, check_lineage):
-    """As the README says: `python flows/train_flow.py resume`."""
-    flow = ROOT / "flows" / "train_flow.py"
-    text = (ROOT / "configs" / "demo.yaml").read_text()
-    text = text.replace("max_tokens: 800_000", "max_tokens: 60_000").replace(
-        "max_samples: 64", "max_samples: 8"
-    )
-    config = shell.directory / "short.yaml"
-    config.write_text(text)
-    with shell.start(flow, "--config", "config", config, "run") as run:
-        lines = []
-        for line in run.stdout:
-            lines.append(line)
-            if "] round 1: " in line:
+                os.kill(pid, signal.SIGTERM)
+                hurt["0"] = pid
+            elif len(hurt) == 2 and pid not in hurt.values():
+                # A successor is at work: now everything is gone.
                 run.kill()
                 break
         lines += run.stdout.readlines()
     output = "".join(lines)
+    assert len(hurt) == 2, output
+    assert run.returncode == -signal.SIGKILL, output
+    assert "stopped before the lineage was final: it was told to stop" in output
+    assert output.count("Task is starting (retry)") + output.lower().count("retrying") >= 2
     run_id = re.search(r"run-id (\d+)", output)[1]
-    lineage = shell.directory / ".metaflow" / "mf.hf" / "training" / f"TrainFlow-{run_id}"
+    lineage: Path = shell.directory / ".metaflow" / "mf.hf" / "training" / f"TrainFlow-{run_id}"
     before = {path.name: path.read_bytes() for path in (lineage / "rounds").iterdir()}
     assert len(before) >= 2
 
-    output = shell.succeed(flow, "resume", timeout=500)
+    # As the README says.
+    output = shell.succeed(FLOW, "resume", timeout=500)
     assert "after training" in output
     rounds = check_lineage(lineage)
+    assert rounds[-1]["tokens"] >= 60_000
     assert len(rounds) > len(before)
     assert all((lineage / "rounds" / name).read_bytes() == content for name, content in before.items())
+    claimants = {path.read_bytes() for path in (lineage / "claims").rglob("*.json")}
+    assert len(claimants) > sum(len(manifest["accepted"]) for manifest in rounds) / 2
+    # Of the first run and of the second.
+    attempts = {accepted["attempt"] for manifest in rounds for accepted in manifest["accepted"]}
+    assert len(attempts) >= 3
+    # Whoever is told to end returns nothing, and yet what it told is in the run.
+    resumed = re.search(r"run-id (\d+)", output)[1]
+    reported = shell.succeed(
+        "-c",
+        "import json; from metaflow import Run, namespace; namespace(None); "
+        f"metrics = Run('TrainFlow/{resumed}').data.metrics; "
+        "print('told by', len({json.loads(line)['worker'] for m in metrics for line in m.splitlines()}))",
+    )
+    assert int(reported.rpartition("told by ")[2]) >= 3, reported

@@ -13,7 +13,7 @@ from schedulers.images import Image
 
 from .conftest import FLOWS
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 # Steps get these on the command line.
 WITH = [
     "--with",

@@ -24,7 +24,7 @@ from metaflow_extensions.hf.requirements import (
 
 from .conftest import FLOWS, PLAIN, ROOT
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(900)]
 OURS = ("metaflow_hf/", "metaflow_hf_cli/", "metaflow_extensions/")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from .conftest import PLAIN
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 
 
 def test_a_flow_with_a_foreach_whose_join_gets_its_inputs_in_any_order(deployments, bare_image):

@@ -11,7 +11,7 @@ from schedulers.pods import Pod
 
 from .conftest import TRAIN
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
 # Of the training, for both; the budget replaces what the configuration says.
 TRIGGER = ("--lineage", "shared", "--max_tokens", "100000000")
 
