@@ -69,6 +69,7 @@ class TrainFlow(FlowSpec):
             if wanted.reference
             else current.huggingface_hub.snapshot_download(repo_id=wanted.repo_id, revision=wanted.revision)
         )
+        job.check_model(self.base_model)
         self.next(self.prepare)
 
     @huggingface_hub

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def print_batch(shown: "PreviewedBatch", *, colored: bool) -> None:
     """Tokens with loss are green; without color, those without are in ⟦ ⟧."""
-    click.echo(shown.summary())
+    click.echo(f"{shown.summary()} ({'green' if colored else 'the others in ⟦ ⟧'})")
     for number, sequence in enumerate(shown.sequences):
         with_loss = sum(piece.has_loss for piece in sequence)
         click.echo(f"\nsequence {number}: {len(sequence):,} tokens, {with_loss:,} with loss")

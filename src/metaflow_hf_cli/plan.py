@@ -1,6 +1,6 @@
 """``metaflow hf plan``: what a run would do, told without running it."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from metaflow._vendor import click
@@ -30,7 +30,8 @@ def command(config: str, tokens_per_second: float | None, as_json: bool, **param
     from metaflow_hf.report import plan_text
 
     with looked_at(config, parameters) as (run, settings):
-        plan = run.plan(tokens_per_second=tokens_per_second)
+        # A run that is given no name takes its own.
+        plan = replace(run.plan(tokens_per_second=tokens_per_second), lineage=parameters["lineage"] or "")
     chosen = [one for one in settings if one.source]
     if as_json:
         print_json({"plan": asdict(plan), "settings": [asdict(one) for one in chosen]})

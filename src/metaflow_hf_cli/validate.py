@@ -12,7 +12,8 @@ from .output import explained, json_option, print_json, print_table
 @click.command(
     short_help="All mistakes of a configuration at once.",
     help="Check the training configuration CONFIG: all mistakes at once, with path, value, what is allowed and the nearest "
-    "spelling; exit status 1 if there are any. Else every value, and where it comes from. Asks no hub.",
+    "spelling; exit status 1 if there are any. Else every value, and where it comes from. Asks no hub: whether the model can "
+    "be trained like that tells `metaflow hf plan`.",
 )
 @config_argument
 @flow_parameters

@@ -87,12 +87,13 @@ def test_negative_number_of_gpus(shell: Shell):
 
 
 def test_sequences_longer_than_the_model_knows(shell: Shell):
-    check_fails_saying(
+    output = check_fails_saying(
         shell,
         "ConfigError:",
         "data.sequence_length = 4,096 is more than the 2,048 positions of metaflow-hf/tiny-llama",
         config={"sequence_length: 256": "sequence_length: 4096"},
     )
+    assert "/prepare/" not in output
 
 
 def test_hub_not_reachable(shell: Shell, unused_endpoint: str):

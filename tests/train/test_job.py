@@ -19,9 +19,9 @@ from metaflow_hf.events import ClaimDone
 from metaflow_hf.report import UnigramModel, plan_text
 from metaflow_hf.store import datastore
 from metaflow_hf.train import devices
+from metaflow_hf.train.description import check_length
 from metaflow_hf.train.heldout import Copies, HeldOut, count_copies, evaluation_rows
 from metaflow_hf.train.job import TrainingJob, merged_events
-from metaflow_hf.train.planning import check_length
 from metaflow_hf.train.speed import tokens_per_second
 
 DEMO = {

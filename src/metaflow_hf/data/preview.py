@@ -29,7 +29,7 @@ class PreviewedBatch:
         with_loss = sum(piece.has_loss for sequence in self.sequences for piece in sequence)
         return (
             f"block {self.block_id}, rows {self.start} to {self.stop - 1}: batch {self.number} of {self.num_batches} with "
-            f"{len(self.sequences)} sequences, {tokens:,} tokens, {with_loss:,} with loss"
+            f"{len(self.sequences)} sequence{'s' * (len(self.sequences) != 1)}, {tokens:,} tokens, {with_loss:,} with loss"
         )
 
     def spans(self, sequence: int) -> Iterator[tuple[bool, str]]:

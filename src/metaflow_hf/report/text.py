@@ -65,7 +65,7 @@ def _memory(plan: Plan) -> str:
         return ""
     total = f"about {units.byte_size(plan.memory_bytes)} a worker"
     return (
-        f"{total}: {_parts(plan.memory)}" if plan.memory else f"{total} for weights, gradients and optimiser"
+        f"{total}: {_parts(plan.memory)}" if plan.memory else f"{total} for weights, gradients and optimizer"
     )
 
 
@@ -102,7 +102,7 @@ def _steps(plan: Plan) -> str:
     if not plan.steps:
         return ""
     shape = (
-        f" of {plan.batch_size} sequences x {units.count(plan.sequence_length)} tokens"
+        f" of {plan.batch_size} sequence{'s' * (plan.batch_size != 1)} x {units.count(plan.sequence_length)} tokens"
         if plan.batch_size and plan.sequence_length
         else ""
     )

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.rollout.carry import KVCarry
 from metaflow_hf.rollout.causal_lm import CausalLM
-from metaflow_hf.rollout.miniature import miniature
+from metaflow_hf.rollout.miniature import small_model
 from metaflow_hf.rollout.probe import RolloutReport, probe_model
 
 _log = logging.getLogger("metaflow_hf.rollout")
@@ -103,13 +103,12 @@ def forecast(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> Forecast:
 
 def _report_of_miniature(config: Any) -> RolloutReport:
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(miniature(config), dtype=torch.float32)
-    except _FAULTS as error:
+        model = small_model(config)
+    except ValueError as error:
         reason = f"{config.model_type}: no small model of this architecture could be built to try it on "
-        return RolloutReport(False, False, (f"{reason}({type(error).__name__}: {_first_line(error)}).",))
-    return probe_model(model.eval())
+        cause = error.__cause__ or error
+        return RolloutReport(False, False, (f"{reason}({type(cause).__name__}: {_first_line(cause)}).",))
+    return probe_model(model)
 
 
 def _carry_sizes(model: nn.Module) -> tuple[int | None, int | None]:

@@ -11,6 +11,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
 HIDDEN = 32
 HEADS = 4
 HEAD_DIM = 8
@@ -73,6 +77,21 @@ def miniature(config: Any, **changes: Any) -> Any:
         return type(config)(**small | changes)
     except Exception as error:  # configurations raise whatever their validators raise; nothing is swallowed
         raise ValueError(f"{config.model_type}: no small configuration: {error}") from error
+
+
+def small_model(config: Any) -> nn.Module:
+    """A causal language model of the miniature, always with the same random weights, in fp32 and not training.
+
+    Raises ValueError where none can be built.
+    """
+    text = config.get_text_config(decoder=True)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model: nn.Module = AutoModelForCausalLM.from_config(miniature(text), dtype=torch.float32)
+    except Exception as error:  # models raise whatever a value makes them raise; nothing is swallowed
+        raise ValueError(f"{text.model_type}: no small model: {type(error).__name__}: {error}") from error
+    return model.eval()
 
 
 def _all_shrunk(values: Mapping[str, Any], total: int, layers: int) -> dict[str, Any]:

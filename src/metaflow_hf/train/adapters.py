@@ -4,14 +4,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import nn
 
 from metaflow_hf.config import LoraConfig
 from metaflow_hf.errors import UnsupportedModelError
-
-CONFIG_FILE: Final = "adapter_config.json"
+from metaflow_hf.train.description import ADAPTER_FILE
+from metaflow_hf.train.optimizers import quiet_bitsandbytes
 
 
 def add_adapters(model: nn.Module, lora: LoraConfig) -> nn.Module:
@@ -24,7 +24,7 @@ def add_adapters(model: nn.Module, lora: LoraConfig) -> nn.Module:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
-    with _without_old_names():
+    with _quietly():
         try:
             adapted: nn.Module = peft.get_peft_model(model, settings)
         except ValueError as error:
@@ -54,13 +54,13 @@ def save_adapters(model: nn.Module, directory: Path, *, base_model: str, revisio
 
 def is_adapter(directory: Path) -> bool:
     """Whether a directory holds adapters rather than a model."""
-    return (directory / CONFIG_FILE).exists()
+    return (directory / ADAPTER_FILE).exists()
 
 
 def load_adapters(model: nn.Module, directory: Path) -> nn.Module:
     """``model`` with the adapters in ``directory`` folded into its weights."""
     peft = _peft("an adapter")
-    with _without_old_names():
+    with _quietly():
         return merge_adapters(peft.PeftModel.from_pretrained(model, str(directory)))
 
 
@@ -75,8 +75,8 @@ def _peft(what: str) -> Any:
 
 
 @contextmanager
-def _without_old_names() -> Iterator[None]:
-    with warnings.catch_warnings():
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings(), quiet_bitsandbytes():
         # peft asks transformers for an attribute by its old name.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         yield

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from metaflow_hf import environment
 from metaflow_hf.config import TrainConfig
@@ -21,19 +21,19 @@ from metaflow_hf.errors import ConfigError, SelectionError
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.report.outcome import Plan
-from metaflow_hf.store import ObjectStore, configured_store, open_store
+from metaflow_hf.store import configured_store, open_store
 from metaflow_hf.store.datastore import existing_store
-from metaflow_hf.store.manifests import Manifest
-from metaflow_hf.store.materialize import materialize
-from metaflow_hf.store.models import find_manifest
 from metaflow_hf.store.node_cache import NodeCache
+from metaflow_hf.train.description import (
+    DESCRIPTION,
+    NO_DESCRIPTION,
+    read_config_json,
+    write_description,
+)
 from metaflow_hf.train.heldout import HeldOut, count_copies, evaluation_rows, training_samples
 from metaflow_hf.train.job import TrainingJob
-from metaflow_hf.train.planning import Extent, check_length, make_plan
-
-# What describes a model, without its weights.
-_DESCRIPTION: Final = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-_NO_DESCRIPTION: Final = ("*.index.json",)
+from metaflow_hf.train.planning import Extent, make_plan
+from metaflow_hf.train.suitability import check_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class DryRun:
         """What the run would do. ``tokens_per_second`` is the speed of one worker, where it is known better than a probe
         on this machine would tell.
         """
-        check_length(self.model_dir, self.config)
+        check_model(self.model_dir, self.config)
         with ExitStack() as stack:
             training = stack.enter_context(self._blocks(self.training))
             heldout = stack.enter_context(self._blocks(self.heldout)) if self.heldout else None
@@ -151,8 +151,6 @@ class DryRun:
             return HeldOut.copies_of(evaluation_rows(blocks, self.config.evaluation.max_samples))
 
     def _known_positions(self) -> int | None:
-        from metaflow_hf.train.models import read_config_json
-
         values = read_config_json(self.model_dir, self.config.model.name) | self.config.model.architecture
         known = values.get("max_position_embeddings")
         return known if isinstance(known, int) else None
@@ -246,7 +244,8 @@ def _describe_model(
     target, cache = root / "model", NodeCache(root / "cache")
     if config.model.reference:
         reference = find_model(config.model.reference)
-        return _from_datastore(configured_store(), reference, target, cache), reference, reference["size"]
+        directory = write_description(configured_store(), reference, target, cache=cache)
+        return directory, reference, reference["size"]
     snapshots = Snapshots(open_store(root / "hub"), cache)
     repo_id, revision = str(config.model.repo_id), config.model.revision
     files = snapshots.plan(SnapshotRequest.of(repo_id, revision=revision))
@@ -254,20 +253,9 @@ def _describe_model(
         SnapshotRequest.of(
             repo_id,
             revision=revision,
-            allow_patterns=list(_DESCRIPTION),
-            ignore_patterns=list(_NO_DESCRIPTION),
+            allow_patterns=list(DESCRIPTION),
+            ignore_patterns=list(NO_DESCRIPTION),
         )
     )
     size = sum(file.file_size or 0 for file in files)
     return snapshots.load(described, target), described.to_json(), size
-
-
-def _from_datastore(store: ObjectStore, reference: Mapping[str, Any], target: Path, cache: NodeCache) -> Path:
-    _, manifest = find_manifest(store, reference)
-    described = [
-        file
-        for file in manifest.files
-        if any(Path(file.path).match(pattern) for pattern in _DESCRIPTION)
-        and not any(Path(file.path).match(pattern) for pattern in _NO_DESCRIPTION)
-    ]
-    return materialize(store, Manifest(files=tuple(described), about=manifest.about), target, cache=cache)

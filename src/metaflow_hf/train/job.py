@@ -111,6 +111,24 @@ class TrainingJob:
         check_sources(self.config.data)
         return self
 
+    def check_model(self, base_model: Mapping[str, Any]) -> None:
+        """Looks at what the model of a reference says about itself, not at its weights: can it be trained like that?
+
+        Raises ``UnsupportedModelError`` and ``ConfigError``.
+        """
+        from metaflow_hf.store.node_cache import NodeCache
+        from metaflow_hf.train.description import check_length, needs_trial, write_description
+
+        with tempfile.TemporaryDirectory(prefix="description-") as scratch:
+            cache, target = NodeCache(Path(scratch) / "cache"), Path(scratch) / "model"
+            directory = write_description(configured_store(), base_model, target, cache=cache)
+            check_length(directory, self.config)
+            if needs_trial(self.config):
+                # Imports torch.
+                from metaflow_hf.train.suitability import check_model
+
+                check_model(directory, self.config)
+
     def build(self) -> Self:
         """Streams the datasets into blocks in the datastore, what is missing of them, and settles ``auto`` sizes."""
         from metaflow_hf.train.blocks import build_source
@@ -131,8 +149,9 @@ class TrainingJob:
         ``base_model`` is the reference of ``model_dir``. Raises ``LineageMismatch`` with all differences when the
         lineage trains something else, ``ConfigError`` for too little data, ``UnsupportedModelError``.
         """
+        from metaflow_hf.train.description import check_length
         from metaflow_hf.train.heldout import count_copies
-        from metaflow_hf.train.planning import Extent, check_length, make_plan
+        from metaflow_hf.train.planning import Extent, make_plan
         from metaflow_hf.train.running import start_lineage
 
         _without_progress_bars()

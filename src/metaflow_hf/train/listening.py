@@ -99,10 +99,11 @@ def _banner(listeners: Listeners) -> str:
     rate = f"learning rate {units.learning_rate(optimizer.learning_rate)}, {optimizer.schedule}"
     where = f"worker {listeners.branch} of {rounds.workers} on {socket.gethostname()}"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    compiled = ", compiled: the first steps take minutes" if config.model.compile else ""
     standing = _standing(Lineage(listeners.store).newest())
     lines = (
         f"metaflow-hf {__version__}, {where} (attempt {listeners.attempt}), {_device()}, {versions}",
-        f"model    {model}{parameters}, {config.model.dtype}{', LoRA' if config.model.lora else ''}",
+        f"model    {model}{parameters}, {config.model.dtype}{', LoRA' if config.model.lora else ''}{compiled}",
         f"data     {data}{samples}; {batches}",
         f"lineage  {listeners.lineage}, {standing}; {rate}",
         f"until    {limit}{epochs} of the data; rounds of {units.duration(rounds.seconds)}; if interrupted, resume",

@@ -5,7 +5,6 @@ dtype the layers compute and the result is exported.
 """
 
 import difflib
-import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,7 +18,8 @@ from torch import Tensor, nn
 from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.hub.errors import ImpossibleValue
-from metaflow_hf.train.adapters import CONFIG_FILE, add_adapters, is_adapter, load_adapters
+from metaflow_hf.train.adapters import add_adapters, is_adapter, load_adapters
+from metaflow_hf.train.description import adapted_model
 from metaflow_hf.train.sharding import fill
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -41,22 +41,6 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
         ) from error
 
 
-def read_config_json(model_dir: Path, name: str) -> dict[str, Any]:
-    """The values of a model's config.json; ``name`` is what the user calls it. Raises ``UnsupportedModelError``."""
-    try:
-        values = json.loads((model_dir / "config.json").read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UnsupportedModelError(
-            f"{name} has no config.json, so it is no model of transformers: choose one that has weights, a tokenizer and "
-            "a config.json."
-        ) from error
-    except ValueError as error:
-        raise UnsupportedModelError(f"the config.json of {name} is not readable as JSON: {error}.") from error
-    if not isinstance(values, dict):
-        raise UnsupportedModelError(f"the config.json of {name} holds no settings: {values!r:.80}.")
-    return values
-
-
 def load_model(
     model_dir: Path,
     config: ModelConfig,
@@ -76,9 +60,8 @@ def load_model(
         if not is_adapter(model_dir):
             return _load_model(model_dir, config, initialise=initialise, seed=seed, dtype=dtype)
         if base_dir is None:
-            about = json.loads((model_dir / CONFIG_FILE).read_text("utf-8"))
             raise UnsupportedModelError(
-                f"{model_dir.name} is an adapter of {about.get('base_model_name_or_path')}, not a model: load it with peft "
+                f"{model_dir.name} is an adapter of {adapted_model(model_dir)}, not a model: load it with peft "
                 "on top of that, or train with model.lora.save: merged."
             )
         base = _load_model(base_dir, config, initialise=False, seed=seed, dtype=dtype)

@@ -1,7 +1,8 @@
 """The inner optimiser: AdamW, fused where this device has it, or with its moments in 8 bits."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
@@ -56,11 +57,24 @@ def bytes_per_parameter(settings: OptimizerConfig) -> int:
     return 2 if settings.name == "adamw_8bit" else 8
 
 
+@contextmanager
+def quiet_bitsandbytes() -> Iterator[None]:
+    """Without its warning that 4-bit kernels, which nothing here uses, are not there; peft imports it where it can."""
+    chatty = logging.getLogger("bitsandbytes")
+    before = chatty.level
+    chatty.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        chatty.setLevel(before)
+
+
 def _kind(settings: OptimizerConfig, devices: set[str]) -> tuple[Any, dict[str, Any]]:
     if settings.name == "adamw":
         return torch.optim.AdamW, {"fused": devices <= _FUSED}
     try:
-        import bitsandbytes
+        with quiet_bitsandbytes():
+            import bitsandbytes
     except ImportError as error:
         raise ConfigError(
             "optimizer.name: adamw_8bit needs the package bitsandbytes: pip install 'metaflow-hf[bitsandbytes]', or take "

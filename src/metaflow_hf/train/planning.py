@@ -15,11 +15,10 @@ import yaml
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
 from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
-from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
-from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare, read_config_json
+from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -27,8 +26,6 @@ logger = logging.getLogger("metaflow_hf.train")
 
 SAMPLED_ROWS: Final = 200
 FEW_ROUNDS: Final = 40
-# Learned positions end there; rotary ones were never trained beyond.
-_POSITIONS: Final = ("max_position_embeddings", "n_positions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +79,7 @@ def make_plan(
     workers = config.rounds.workers
     speed = speed or tokens_per_second(model_dir, config, parameters=parameters)
     rounds = 0 if speed is None else _rounds(tokens, per_claim, speed, config)
+    claims = min(extent.num_positions, math.ceil(tokens / per_claim))
     manifest = training.manifest
     memory = memory_of_worker(model_dir, config, _likely_dtype(config))
     return Plan(
@@ -97,9 +95,9 @@ def make_plan(
             config.evaluation.max_samples,
         ),
         tokens=tokens,
-        claims=min(extent.num_positions, math.ceil(tokens / per_claim)),
+        claims=claims,
         claim_samples=extent.claim_samples,
-        steps=math.ceil(tokens / min(per_claim, per_step)),
+        steps=max(claims, math.ceil(tokens / per_step)),
         rounds=rounds,
         seconds=None if speed is None else tokens / (speed * workers),
         workers=workers,
@@ -151,9 +149,7 @@ def _few_rounds(rounds: int, claims: float, config: TrainConfig) -> list[str]:
     workers, seconds = config.rounds.workers, config.rounds.seconds
     if workers == 1 or not 0 < rounds < FEW_ROUNDS or claims / workers < FEW_ROUNDS:
         return []
-    note = (
-        f"about {rounds} rounds, and a model that {workers} workers make in fewer than {FEW_ROUNDS} is worse"
-    )
+    note = f"about {rounds} round{'s' * (rounds != 1)}, and a model that {workers} workers make in fewer than {FEW_ROUNDS} is worse"
     return [f"{note}: set rounds.seconds to {seconds * rounds / FEW_ROUNDS:.2g} or less (now {seconds:g})."]
 
 
@@ -174,19 +170,6 @@ class _Sample:
         length = config.data.sequence_length
         note = f"about {share} % of the documents are longer than data.sequence_length = {length:,} tokens and {what}"
         return [f"{note} (data.long_documents: {policy})."]
-
-
-def check_length(model_dir: Path, config: TrainConfig) -> None:
-    """Raises ``ConfigError`` when sequences would be longer than the positions that the model knows, and
-    ``UnsupportedModelError`` for a model that says nothing about itself.
-    """
-    values = read_config_json(model_dir, config.model.name) | config.model.architecture
-    limits = [values[name] for name in _POSITIONS if isinstance(values.get(name), int)]
-    if limits and config.data.sequence_length > limits[0]:
-        raise ConfigError(
-            f"data.sequence_length = {config.data.sequence_length:,} is more than the {limits[0]:,} positions of "
-            f"{config.model.name}: lower it."
-        )
 
 
 def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
@@ -232,9 +215,9 @@ def _small_claims(per_claim: float, per_step: int, config: TrainConfig) -> list[
     steps = config.optimizer.gradient_accumulation_steps
     if steps == 1 or per_claim >= per_step:
         return []
-    note = f"a claim holds about {per_claim:,.0f} tokens, and a step of optimizer.gradient_accumulation_steps = {steps}"
+    note = f"a step ends with its claim, of about {per_claim:,.0f} tokens here, and could hold {per_step:,} "
     return [
-        f"{note} batches {per_step:,}: steps end with their claim. Raise rounds.claim_samples for larger ones."
+        f"{note}(optimizer.gradient_accumulation_steps: {steps}): raise rounds.claim_samples for larger steps."
     ]
 
 
