@@ -212,6 +212,32 @@ def test_what_does_not_exist_is_named(place: Path, model: str, data: str, said: 
     assert said in call("plan", "mine.yaml", status=1)
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"README.md": b"# weights", "model.gguf": b"GGUF"},
+            "acme/mine has no config.json, so it is no model",
+        ),
+        (
+            {
+                "adapter_config.json": b'{"base_model_name_or_path": "gpt2"}',
+                "adapter_model.safetensors": b"x",
+            },
+            "acme/mine is an adapter of gpt2, not a whole model",
+        ),
+    ],
+)
+def test_a_repository_that_is_no_whole_model_is_named_as_what_it_is(place: Path, start_hub, files, said: str):
+    content = stand_in_hub(20)
+    content.add("acme/mine", files)
+    start_hub(content)
+    (place / "mine.yaml").write_text(
+        "model: {repo_id: acme/mine}\ndata: {dataset: 'hf://roneneldan/TinyStories'}\n"
+    )
+    assert said in call("plan", "mine.yaml", status=1)
+
+
 def test_a_dry_run_leaves_no_directory_behind(place: Path, tmp_path: Path, monkeypatch):
     import tempfile
 

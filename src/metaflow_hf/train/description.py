@@ -20,17 +20,18 @@ ADAPTER_FILE: Final = "adapter_config.json"
 _POSITIONS: Final = ("max_position_embeddings", "n_positions")
 
 
+def is_description(name: str) -> bool:
+    """Whether a file of a model describes it, rather than being a part of its weights."""
+    path = Path(name)
+    return any(map(path.match, DESCRIPTION)) and not any(map(path.match, NO_DESCRIPTION))
+
+
 def write_description(
     store: ObjectStore, reference: Mapping[str, Any], target: Path, *, cache: NodeCache
 ) -> Path:
     """Writes the files that describe a stored model or snapshot below ``target``, without its weights."""
     _, manifest = find_manifest(store, reference)
-    described = [
-        file
-        for file in manifest.files
-        if any(Path(file.path).match(pattern) for pattern in DESCRIPTION)
-        and not any(Path(file.path).match(pattern) for pattern in NO_DESCRIPTION)
-    ]
+    described = [file for file in manifest.files if is_description(file.path)]
     return materialize(store, Manifest(files=tuple(described), about=manifest.about), target, cache=cache)
 
 

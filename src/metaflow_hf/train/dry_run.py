@@ -27,6 +27,7 @@ from metaflow_hf.store.node_cache import NodeCache
 from metaflow_hf.train.description import (
     DESCRIPTION,
     NO_DESCRIPTION,
+    is_description,
     read_config_json,
     write_description,
 )
@@ -249,6 +250,9 @@ def _describe_model(
     snapshots = Snapshots(open_store(root / "hub"), cache)
     repo_id, revision = str(config.model.repo_id), config.model.revision
     files = snapshots.plan(SnapshotRequest.of(repo_id, revision=revision))
+    if not any(is_description(file.filename) for file in files):
+        # Says what is missing; a selection of nothing would say less.
+        read_config_json(target, repo_id)
     described = snapshots.ensure(
         SnapshotRequest.of(
             repo_id,
