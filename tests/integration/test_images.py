@@ -125,7 +125,9 @@ def python(image: Image, code: str, **environment: str) -> str:
 def test_the_image_has_the_package_the_flows_and_the_models_and_runs_as_nobody(image: Image, built: Build):
     assert image.user == "1000"
     assert image.command == ["python", "flows/train_flow.py", "run"]
-    assert python(image, "import metaflow_hf; print(metaflow_hf.__file__)").startswith("/opt/venv/lib/")
+    # The commands as well, which code packages leave out.
+    for package in ("metaflow_hf", "metaflow_hf_cli"):
+        assert python(image, f"import {package}; print({package}.__file__)").startswith("/opt/venv/lib/")
     assert python(image, "import os; print(os.getuid(), os.access('/opt/venv', os.W_OK))") == "1000 False"
     assert not image.root.of(ROOT).exists() or not list(image.root.of(ROOT).iterdir())
     code = (
