@@ -10,8 +10,8 @@ import pytest
 from s3_server import S3Server, running_s3_server
 
 from metaflow_hf.demo.content import HubContent
-from metaflow_hf.demo.fixtures import fixture_content
 from metaflow_hf.demo.server import HubServer
+from metaflow_hf_cli.fixtures import fixture_content
 
 # As many processes as there are cores are at work: threads of theirs would only wait for each other, and turn meanwhile.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def hub_server() -> Iterator[HubServer]:
-    """One server for the whole session, with the repositories of `metaflow_hf.demo.fixtures`.
+    """One server for the whole session, with the repositories of `metaflow_hf_cli.fixtures`.
 
     Tests that change its content start one of their own: ``start_hub(fixture_content())``.
     """

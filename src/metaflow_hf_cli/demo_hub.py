@@ -39,7 +39,7 @@ def command(port: int, fixtures: bool) -> None:
 
 
 def _fixture_content() -> HubContent:
-    from metaflow_hf.demo.fixtures import fixture_content
+    from metaflow_hf_cli.fixtures import fixture_content
 
     return fixture_content(reject_unknown_tokens=False)  # people have a real token in their environment
 

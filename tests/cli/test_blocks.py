@@ -12,8 +12,8 @@ from metaflow._vendor.click.testing import CliRunner
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.progress import BuildLines, BuildProgress, show_on
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.demo import fixture_datasets as given
 from metaflow_hf.store import configured_store, datastore
+from metaflow_hf_cli.fixtures import datasets as given
 from metaflow_hf_cli.group import hf
 
 TOKENIZER = "metaflow-hf/tiny-llama"

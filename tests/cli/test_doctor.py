@@ -93,7 +93,7 @@ def test_a_token_that_the_hub_refuses_is_no_reason_to_stop_at_the_hub(monkeypatc
     [bad] = findings(check, "problem")
     assert bad.subject == "token"
     assert "hf_nobody" not in bad.message + bad.fix
-    from metaflow_hf.demo.fixtures import OWNER
+    from metaflow_hf_cli.fixtures import OWNER
 
     monkeypatch.setenv("HF_TOKEN", OWNER)
     assert any("knows you as owner" in finding.message for finding in findings(check, "ok"))

@@ -124,7 +124,7 @@ def test_datasets_are_found_and_downloaded_whatever_their_modality():
 
 
 def test_a_model_is_pushed_from_the_shell(start_hub, monkeypatch):
-    from metaflow_hf.demo.fixtures import OWNER, fixture_content
+    from metaflow_hf_cli.fixtures import OWNER, fixture_content
 
     own_hub = start_hub(fixture_content())
     Path("model").mkdir()

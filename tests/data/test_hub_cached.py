@@ -6,14 +6,14 @@ import logging
 import pytest
 
 from metaflow_hf.data import BlockManager, build_blocks
-from metaflow_hf.demo import fixture_datasets as given
-from metaflow_hf.demo.fixtures import OWNER, PICKLE_ONLY_ID, fixture_content
 from metaflow_hf.errors import HubUnavailable, IntegrityError, SelectionError
 from metaflow_hf.hub.client import HubClient, RetryPolicy
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.store import datastore, open_store
 from metaflow_hf.store.node_cache import NodeCache
+from metaflow_hf_cli.fixtures import OWNER, PICKLE_ONLY_ID, fixture_content
+from metaflow_hf_cli.fixtures import datasets as given
 
 
 @pytest.fixture(autouse=True)

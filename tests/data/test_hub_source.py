@@ -15,9 +15,7 @@ from metaflow_hf.data.build import plan_dataset, write_dataset
 from metaflow_hf.data.sources import open_source
 from metaflow_hf.data.sources.hub import HubLocation
 from metaflow_hf.data.sources.layout import layout_of_files
-from metaflow_hf.demo import fixture_datasets as given
 from metaflow_hf.demo.content import HubContent
-from metaflow_hf.demo.fixtures import OWNER, fixture_content
 from metaflow_hf.errors import (
     ConfigError,
     DatasetMismatch,
@@ -31,6 +29,8 @@ from metaflow_hf.errors import (
 )
 from metaflow_hf.hub.client import HubClient, RetryPolicy
 from metaflow_hf.store import open_store
+from metaflow_hf_cli.fixtures import OWNER, fixture_content
+from metaflow_hf_cli.fixtures import datasets as given
 
 
 @pytest.fixture(autouse=True)

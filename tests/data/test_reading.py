@@ -17,10 +17,10 @@ from metaflow_hf.data import build_blocks, verify_blocks
 from metaflow_hf.data.build import plan_dataset, write_dataset
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.sources import open_source, parts
-from metaflow_hf.demo import fixture_datasets as given
 from metaflow_hf.errors import BadRowError, HubUnavailable, IntegrityError, MetaflowHFError, StoreUnavailable
 from metaflow_hf.hub.client import HubClient, RetryPolicy
 from metaflow_hf.store import open_store
+from metaflow_hf_cli.fixtures import datasets as given
 
 ROWS = 3000
 SETTINGS = {"samples_per_block": 400, "compression": None}

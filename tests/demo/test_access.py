@@ -6,7 +6,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from metaflow_hf.demo.catalog import MODEL_ID, demo_content
-from metaflow_hf.demo.fixtures import GATED_ID, OWNER, PRIVATE_ID, READER, STRANGER
+from metaflow_hf_cli.fixtures import GATED_ID, OWNER, PRIVATE_ID, READER, STRANGER
 
 
 def test_a_gated_repository_tells_its_files_to_anyone_but_gives_none(hub):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from metaflow_hf.demo.catalog import DATASET_ID, MODEL_ID, demo_content
 from metaflow_hf.demo.corpus import MAX_ROW_CHARS, MIN_ROW_CHARS, Corpus, dataset_files, pack, python_docs
-from metaflow_hf.demo.fixtures import fixture_content
+from metaflow_hf_cli.fixtures import fixture_content
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_files_are_jsonl_shards_that_hold_every_row(corpus):
 
 COMMITS = """
 import json
-from metaflow_hf.demo.fixtures import fixture_content
+from metaflow_hf_cli.fixtures import fixture_content
 content = fixture_content()
 repos = [*content.repos("model"), *content.repos("dataset")]
 print(json.dumps({r.repo_type + " " + r.repo_id: r.resolve().sha for r in repos}))

@@ -3,9 +3,9 @@
 import huggingface_hub
 import pytest
 
-from metaflow_hf.demo import fixture_datasets as fixtures
 from metaflow_hf.demo.catalog import DATASET_ID
-from metaflow_hf.demo.fixtures import fixture_content
+from metaflow_hf_cli.fixtures import datasets as fixtures
+from metaflow_hf_cli.fixtures import fixture_content
 
 datasets = pytest.importorskip("datasets")
 

@@ -9,8 +9,8 @@ from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from metaflow_hf.demo.content import HubContent
-from metaflow_hf.demo.fixtures import PULL_REQUEST_ID, RENAMED_FROM, RENAMED_TO, TAGGED_ID
 from metaflow_hf.demo.server import HubServer
+from metaflow_hf_cli.fixtures import PULL_REQUEST_ID, RENAMED_FROM, RENAMED_TO, TAGGED_ID
 
 
 def read_folder(path) -> dict[str, bytes]:

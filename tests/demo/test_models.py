@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from metaflow_hf.demo import fixture_models, tiny_models, tiny_tokenizers
+from metaflow_hf.demo import tiny_models, tiny_tokenizers
 from metaflow_hf.demo.catalog import DATASET_ID, MODEL_ID, VOCAB_SIZE
-from metaflow_hf.demo.fixtures import PICKLE_ONLY_ID
+from metaflow_hf_cli.fixtures import PICKLE_ONLY_ID
+from metaflow_hf_cli.fixtures import models as fixture_models
 
 MODELS = (
     MODEL_ID,

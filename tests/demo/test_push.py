@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 
-from metaflow_hf.demo.fixtures import OWNER, READER, fixture_content
+from metaflow_hf_cli.fixtures import OWNER, READER, fixture_content
 
 # huggingface_hub's own LFS upload passes data= to its HTTP client, which warns.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

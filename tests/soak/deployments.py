@@ -16,8 +16,8 @@ from schedulers.images import Image
 from schedulers.pods import Pod
 from schedulers.trainings import SMALL, Trained
 
-from metaflow_hf.demo.fixtures import fixture_content
 from metaflow_hf.demo.server import HubServer
+from metaflow_hf_cli.fixtures import fixture_content
 
 from .contents import Bucket
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from metaflow_hf.config import ModelConfig, TrainConfig
-from metaflow_hf.demo import fixture_models, tiny_models
+from metaflow_hf.demo import tiny_models
 from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.train.description import check_length
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf_cli.fixtures import models as fixture_models
 
 
 def test_weights_are_read_in_fp32_and_tied_ones_are_trained_once(model_dir):

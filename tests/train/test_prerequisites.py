@@ -5,9 +5,9 @@ import sys
 import pytest
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.demo.fixtures import OWNER
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.train.prerequisites import check_prerequisites
+from metaflow_hf_cli.fixtures import OWNER
 
 PUBLISHED = {"publish": {"repo_id": "acme/mine"}}
 

@@ -11,7 +11,6 @@ from huggingface_hub import ModelCard
 from metaflow._vendor.click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from metaflow_hf.demo.fixtures import OWNER, fixture_content
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.hub.model_card import CardFacts, Result, model_card
 from metaflow_hf.report.units import byte_size
@@ -21,6 +20,7 @@ from metaflow_hf.train import publishing
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.publishing import publish
 from metaflow_hf.train.records import Round
+from metaflow_hf_cli.fixtures import OWNER, fixture_content
 from metaflow_hf_cli.group import hf
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

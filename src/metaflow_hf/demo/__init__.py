@@ -2,8 +2,8 @@
 
 Read in this order: `commits` and `content` (what a hub holds), `protocol` and `routes` (requests to answers),
 `listing`, `files` and `push` (the answers), `server` (sockets), `faults` and `requestlog` (for tests),
-`corpus`, `tiny_models` and `tiny_tokenizers` (what is served), `catalog` (by default), `fixtures`,
-`fixture_models`, `pickle_weights` and `fixture_datasets` (for tests), `embedded` (one server per process).
+`corpus`, `tiny_models` and `tiny_tokenizers` (what is served), `catalog` (under which names), `embedded` (one server per
+process). `metaflow_hf_cli.fixtures` has more to serve, for tests.
 """
 
 import importlib
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from metaflow_hf.demo.catalog import DATASET_ID, MODEL_ID, demo_content
     from metaflow_hf.demo.content import HubContent
     from metaflow_hf.demo.embedded import ensure_running
-    from metaflow_hf.demo.fixtures import fixture_content
     from metaflow_hf.demo.server import HubServer
 
 _HOME = {
@@ -22,7 +21,6 @@ _HOME = {
     "demo_content": "catalog",
     "HubContent": "content",
     "ensure_running": "embedded",
-    "fixture_content": "fixtures",
     "HubServer": "server",
 }
 __all__ = [
@@ -32,7 +30,6 @@ __all__ = [
     "HubServer",
     "demo_content",
     "ensure_running",
-    "fixture_content",
 ]
 
 
