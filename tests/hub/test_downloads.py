@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from metaflow_hf.errors import GatedRepoError, HubUnavailable, IntegrityError, NotFound, SelectionError
 from metaflow_hf.hub import (
@@ -198,7 +199,12 @@ def test_deleted_revisions_are_forgotten_and_downloaded_again_when_wanted(own_hu
     assert read_tree(Path(path)) == files
 
 
-def test_a_model_is_pushed_and_comes_back(own_hub, read_tree, files, tmp_path: Path):
+@pytest.mark.parametrize("wants_xet", [False, True])
+def test_a_model_is_pushed_and_comes_back(
+    own_hub, read_tree, files, tmp_path: Path, monkeypatch, wants_xet: bool
+):
+    """Also to a hub that takes no Xet, by a process that would use it."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not wants_xet)
     path = snapshot_download("acme/model")
     reference = save_directory(
         datastore.configured_store(), path, flow="F", run="1", step="s", task="2", label="best"

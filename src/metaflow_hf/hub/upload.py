@@ -1,6 +1,8 @@
 """From the store, or from a directory, to a repository of the hub."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from metaflow_hf.store.node_cache import NodeCache
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
+
+    from metaflow_hf.hub.client import HubClient
 
 
 def push(
@@ -50,20 +54,48 @@ def push(
         client.repeat(
             what, lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
         )
-        return client.repeat(
-            what,
-            lambda: api.upload_folder(
-                repo_id=repo_id,
-                repo_type=repo_type,
-                folder_path=folder,
-                revision=revision,
-                commit_message=commit_message or "Upload with metaflow-hf",
-                create_pr=create_pr,
-            ),
-        )
+        with nullcontext() if client.repeat(what, lambda: _takes_xet(client, repo)) else _by_lfs():
+            return client.repeat(
+                what,
+                lambda: api.upload_folder(
+                    repo_id=repo_id,
+                    repo_type=repo_type,
+                    folder_path=folder,
+                    revision=revision,
+                    commit_message=commit_message or "Upload with metaflow-hf",
+                    create_pr=create_pr,
+                ),
+            )
     finally:
         if is_own:
             NodeCache.default().remove_work_dir(folder)
+
+
+def _takes_xet(client: "HubClient", repo: Repo) -> bool:
+    """Whether the hub takes large files by Xet, which huggingface_hub takes for granted; hubs of one's own may not."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    url = f"{client.endpoint.url}/api/{repo.repo_type}s/{repo.repo_id}/xet-write-token/main"
+    try:
+        client.get(url, client.request_headers())
+    except HfHubHTTPError as error:
+        if error.response.status_code != HTTPStatus.NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+@contextmanager
+def _by_lfs() -> Iterator[None]:
+    """Uploads of this process go by LFS; huggingface_hub has no other way to say so."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
 
 
 def _folder(source: Reference | Mapping[str, Any] | str | Path) -> tuple[Path, bool]:
