@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from stand_ins import stand_in_hub
 
+from metaflow_hf_cli.fixtures import OWNER
+
 from .conftest import ROOT, Shell, make_shell
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1200)]
@@ -90,15 +92,36 @@ def test_init_replaces_nothing_that_differs(installed: Shell, written: Path):
 
 
 def test_fine_tuning_as_the_readme_says(installed: Shell, written: Path, start_hub, readme):
-    """The command as it stands, with a hub on localhost where the real one would be."""
-    server = start_hub(stand_in_hub(330))
+    """The command as it stands, with a hub on localhost where the real one would be; its last step publishes the model."""
+    content = stand_in_hub(330)
+    content.add_user(OWNER, "owner", namespaces=("acme",))
+    server = start_hub(content)
     command = readme.commands[3]
     assert "configs/finetune_full.yaml" in command
     shell = Shell(written, installed.environment)
     where = run(shell, "python", "-c", "import metaflow_hf; print(metaflow_hf.__file__)")
     assert str(ROOT) not in where
-    output = run(shell, *command, HF_ENDPOINT=server.url)
+    with (written / "configs" / "finetune_full.yaml").open("a") as config:
+        config.write("\npublish:\n  repo_id: acme/stories\n")
+    output = run(shell, *command, HF_ENDPOINT=server.url, HF_TOKEN=OWNER)
     assert "gpt2 @ " in output
     assert "hf://roneneldan/TinyStories @ " in output
     loss = [float(re.search(rf"│ +{row} training +([\d.]+)", output)[1]) for row in ("before", "after")]
     assert loss[1] < loss[0]
+
+    commit = content.repo("acme/stories").resolve()
+    assert re.search(rf"pushed \d+ files, .* to {server.url}/acme/stories/commit/{commit.sha}", output)
+    assert OWNER not in output
+    assert not [
+        path
+        for path in installed.directory.rglob("*")
+        if path.is_file() and OWNER.encode() in path.read_bytes()
+    ]
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "model, tokenizer = (kind.from_pretrained('acme/stories') for kind in (AutoModelForCausalLM, AutoTokenizer))\n"
+        "print(len(tokenizer.decode(model.generate(**tokenizer('once', return_tensors='pt'), max_new_tokens=3)[0])))\n"
+    )
+    assert int(run(shell, "python", "-c", code, HF_ENDPOINT=server.url).split()[-1]) > len("once")
+    card = commit.files["README.md"].data.decode()
+    assert f"| loss | `hf://roneneldan/TinyStories` | {loss[0]:.4g} | **{loss[1]:.4g}** |" in card
