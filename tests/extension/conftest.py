@@ -40,10 +40,14 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def flow_environment(hub, subprocess_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
-    """The environment of a flow's process, with a home of its own."""
+def flow_environment(
+    hub, subprocess_environment: dict[str, str], project: Path, tmp_path: Path
+) -> dict[str, str]:
+    """The environment of a flow's process, with a home and a datastore of its own: without one that it is told, Metaflow
+    takes a `.metaflow` of any folder above.
+    """
     home = {"HOME": str(tmp_path), "METAFLOW_HOME": str(tmp_path / "metaflow-home"), "NO_COLOR": "1"}
-    return {**subprocess_environment, **home}
+    return {**subprocess_environment, **home, "METAFLOW_DATASTORE_SYSROOT_LOCAL": str(project)}
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_plan():
         "  steps       about 4,800 of 8 sequences x 1,024 tokens\n"
         "  rounds      about 48\n"
         "  workers     2\n"
-        "  memory      about 2 GiB a worker for weights, gradients and optimiser\n"
+        "  memory      about 2 GiB a worker for weights, gradients and optimizer\n"
         "  time        about 12 min\n"
         "  lineage     TrainFlow-17\n"
         "  note: chunk_size auto is 2,048: the rollout's estimate of 1.9 GiB fits into the 8 GiB that are free"

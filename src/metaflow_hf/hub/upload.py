@@ -39,7 +39,7 @@ def push(
     ``SelectionError`` when there is nothing to upload, ``HubUnavailable`` when the hub refuses it (which token may
     write there?) or does not answer.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, HfApi
 
     from metaflow_hf.hub.client import HubClient
 
@@ -50,6 +50,7 @@ def push(
     api = HfApi(endpoint=client.endpoint.url, token=token, library_name="metaflow-hf")
     folder, is_own = _folder(source)
     try:
+        files = {name: path for name, path in files_to_save(folder).items() if ".git" not in name.split("/")}
         what = f"the upload to {repo} (which needs a token that may write there)"
         client.repeat(
             what, lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
@@ -57,10 +58,11 @@ def push(
         with nullcontext() if client.repeat(what, lambda: _takes_xet(client, repo)) else _by_lfs():
             return client.repeat(
                 what,
-                lambda: api.upload_folder(
-                    repo_id=repo_id,
+                # Not upload_folder, which makes several commits of many files.
+                lambda: api.create_commit(
+                    repo_id,
+                    [CommitOperationAdd(name, path) for name, path in sorted(files.items())],
                     repo_type=repo_type,
-                    folder_path=folder,
                     revision=revision,
                     commit_message=commit_message or "Upload with metaflow-hf",
                     create_pr=create_pr,
@@ -102,8 +104,7 @@ def _folder(source: Reference | Mapping[str, Any] | str | Path) -> tuple[Path, b
     """A directory with the files, and whether it was made for this upload."""
     is_key = isinstance(source, str) and source.startswith(("snapshots/", "models/", "checkpoints/"))
     if isinstance(source, (str, Path)) and (Path(source).is_dir() or not is_key):
-        files_to_save(source)
-        if not Path(source).is_dir():
+        if Path(source).is_file():
             raise SelectionError(f"{str(source)!r} is a file: push its directory.")
         return Path(source), False
     assert not isinstance(source, Path)
