@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from schedulers.disturbances import Disturbances
-from schedulers.pods import Pod
 
 from .conftest import TRAIN
 
@@ -20,18 +19,17 @@ def test_deployments_on_both_schedulers_train_one_model_while_containers_are_kil
     deployments, image, trained, loads, check_lineage, tmp_path
 ):
     deployed = deployments(image)
-    joined = threading.Event()
-
-    def wait_for_the_other(pod: Pod) -> None:
-        with pod.frozen():
-            assert joined.wait(300), "the second deployment does not train"
+    # Who is to be hurt while it trains has begun to; until then nobody may train the rest.
+    first, second = begun = (threading.Event(), threading.Event())
 
     deployed.succeed(TRAIN, "--config", "config", "small.yaml", "argo-workflows", "create")
     output = deployed.succeed(TRAIN, "argo-workflows", "trigger", *TRIGGER)
     pods = Disturbances()
     # Nobody else can know that it is gone: without its retry they would wait until its heartbeat was still for a minute.
     pods.when("train", 0, 0, r"step \d+", lambda pod: pod.kill())
-    pods.when("train", 1, 0, r"step \d+", wait_for_the_other)
+    pods.hold("train", 0, 1, r"step \d+", begun)
+    pods.when("train", 1, 0, r"step \d+", lambda _: first.set())
+    pods.hold("train", 1, 0, r"step \d+", begun)
     pods.when("train", 1, 0, r"round \d+: ", lambda pod: pod.evict(grace_seconds=60))
     workflow = deployed.argo_workflow("trainflow", pods.watch)
     assert workflow.run_id in output
@@ -40,7 +38,9 @@ def test_deployments_on_both_schedulers_train_one_model_while_containers_are_kil
     deployed.succeed(TRAIN, "step-functions", "trigger", *TRIGGER)
     jobs = Disturbances()
     jobs.when("train", 0, 0, r"step \d+", lambda pod: pod.kill())
-    jobs.when("train", 1, 0, r"step \d+", lambda _: joined.set())
+    jobs.hold("train", 0, 1, r"step \d+", begun)
+    jobs.when("train", 1, 0, r"step \d+", lambda _: second.set())
+    jobs.hold("train", 1, 0, r"step \d+", begun)
     jobs.when("train", 1, 0, r"round \d+: ", lambda pod: pod.evict(grace_seconds=60, notice=True))
     execution = deployed.execution("TrainFlow", jobs.watch)
 
