@@ -32,7 +32,9 @@ class Chaos:
             rounds = sum(worker.events.count("RoundClosed") for worker in self.training.workers)
             if rounds > heard:
                 heard, deadline = rounds, time.monotonic() + SILENCE_SECONDS
-            assert time.monotonic() < deadline, f"no end in sight after {dict(self.done)}"
+            assert time.monotonic() < deadline, (
+                f"no end in sight after {dict(self.done)}; {self._last_words()}"
+            )
             time.sleep(self.rng.uniform(0.1, 0.6))
             self._wake()
             running = [self._followed(worker) for worker in running if worker.process.exitcode != 0]
@@ -40,6 +42,10 @@ class Chaos:
             if awake and self.faults_left:
                 self.faults_left -= 1
                 self._hurt(self.rng.choice(awake))
+
+    def _last_words(self) -> str:
+        ended = [worker for worker in self.training.workers if worker.has_ended]
+        return f"the last that ended said {ended[-1].last_words!r}" if ended else "none ended"
 
     def _followed(self, worker: WorkerProcess) -> WorkerProcess:
         if not worker.has_ended:

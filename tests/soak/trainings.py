@@ -25,7 +25,8 @@ CONFIG: Mapping[str, Any] = {
         "seed": 3,
         "dataset_chunk_size": CHUNK,
     },
-    "rounds": {"workers": 3, "claim_samples": 5, "seconds": 0.2, "keep": "all"},
+    # Nobody is killed so often in earnest that one position is lost five times; here that ends no training.
+    "rounds": {"workers": 3, "claim_samples": 5, "seconds": 0.2, "keep": "all", "max_failures": 1_000},
 }
 # Forked from a server that has the heavy imports done, so that a worker starts at once.
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -90,6 +91,13 @@ class WorkerProcess:
     @property
     def events(self) -> list[str]:
         return self.log.read_text().split() if self.log.exists() else []
+
+    @property
+    def last_words(self) -> str:
+        """The last line of its stderr."""
+        errors = self.log.with_suffix(".err")
+        lines = errors.read_text().splitlines() if errors.exists() else []
+        return lines[-1] if lines else "nothing"
 
     def await_claims(self, count: int) -> None:
         """Until it has finished so many claims: the next is in its hand then."""
