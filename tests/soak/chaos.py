@@ -35,7 +35,7 @@ class Chaos:
             assert time.monotonic() < deadline, (
                 f"no end in sight after {dict(self.done)}; {self._last_words()}"
             )
-            time.sleep(self.rng.uniform(0.1, 0.6))
+            time.sleep(self.rng.uniform(0.05, 0.3))
             self._wake()
             running = [self._followed(worker) for worker in running if worker.process.exitcode != 0]
             awake = [worker for worker in running if worker not in self._wakes and worker.events]

@@ -16,7 +16,7 @@ from metaflow_hf.store import open_store
 from metaflow_hf.train import start_lineage
 
 CHUNK = 20
-NUM_POSITIONS = 200
+NUM_POSITIONS = 300
 CONFIG: Mapping[str, Any] = {
     "data": {
         "heldout_samples": 1,
