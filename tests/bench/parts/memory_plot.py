@@ -14,7 +14,7 @@ def draw(rows: list[dict[str, Any]], path: Path, *, unit: str, title: str) -> No
     import matplotlib.pyplot as plt
 
     mpl.rcParams["svg.hashsalt"] = "memory"  # the same figures give the same file
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4.2), layout="constrained")
     for mode in dict.fromkeys(row["mode"] for row in rows):
         points = sorted((r["length"], r["peak"]) for r in rows if r["mode"] == mode and r["peak"] is not None)
         ours = mode.startswith(("exact", "truncated"))
@@ -27,5 +27,5 @@ def draw(rows: list[dict[str, Any]], path: Path, *, unit: str, title: str) -> No
     axes.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(visible=True, alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     figure.savefig(path, metadata={"Date": None})
