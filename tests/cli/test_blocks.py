@@ -12,20 +12,14 @@ from metaflow._vendor.click.testing import CliRunner
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.progress import BuildLines, BuildProgress, show_on
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.store import configured_store, datastore
+from metaflow_hf.store import configured_store
 from metaflow_hf_cli.fixtures import datasets as given
 from metaflow_hf_cli.group import hf
 
 TOKENIZER = "metaflow-hf/tiny-llama"
 
 
-@pytest.fixture(autouse=True)
-def project(hub, tmp_path: Path, monkeypatch) -> Path:
-    directory = tmp_path / "project"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    monkeypatch.setattr(datastore, "_active", ("local", str(directory / ".metaflow")))
-    return directory
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def call(*arguments: object, status: int = 0) -> str:

@@ -17,14 +17,7 @@ from metaflow_hf.store.models import save_directory
 from metaflow_hf_cli.group import hf
 from metaflow_hf_cli.output import print_table
 
-
-@pytest.fixture(autouse=True)
-def project(hub, tmp_path: Path, monkeypatch) -> Path:
-    directory = tmp_path / "project"
-    directory.mkdir()
-    monkeypatch.chdir(directory)
-    monkeypatch.setattr(datastore, "_active", ("local", str(directory / ".metaflow")))
-    return directory
+pytestmark = pytest.mark.usefixtures("project")
 
 
 def call(*arguments: str, status: int = 0) -> str:

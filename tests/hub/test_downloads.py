@@ -217,6 +217,14 @@ def test_a_model_is_pushed_and_comes_back(
     assert list((tmp_path / "node" / "work").iterdir()) == []
 
 
+def test_a_directory_with_nothing_but_git_is_not_pushed(own_hub, tmp_path: Path):
+    (tmp_path / "m" / ".git").mkdir(parents=True)
+    (tmp_path / "m" / ".git" / "config").write_text("")
+    with pytest.raises(SelectionError, match="nothing to push"):
+        push(tmp_path / "m", "acme/mine", token="hf_owner")
+    assert own_hub.content.find("acme/mine", "model") is None
+
+
 def test_a_refused_push_says_which_token_it_needs(own_hub, tmp_path: Path):
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "config.json").write_text("{}")

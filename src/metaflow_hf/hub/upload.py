@@ -51,6 +51,8 @@ def push(
     folder, is_own = _folder(source)
     try:
         files = {name: path for name, path in files_to_save(folder).items() if ".git" not in name.split("/")}
+        if not files:
+            raise SelectionError(f"there is nothing to push at {str(source)!r} but what git keeps there.")
         what = f"the upload to {repo} (which needs a token that may write there)"
         client.repeat(
             what, lambda: api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
