@@ -97,6 +97,12 @@ def checkpointed(model: nn.Module, ids: Tensor) -> Case:
     return case
 
 
+def offloaded(model: nn.Module, ids: Tensor) -> Case:
+    case = padded(model, ids)
+    case.options["use_cpu_offload"] = True
+    return case
+
+
 def own_loss(model: nn.Module, ids: Tensor) -> Case:
     case = whole(model, ids)
     case.options["ce_loss_fn"] = lambda logits, targets: F.cross_entropy(logits, targets, reduction="none")
@@ -113,6 +119,7 @@ CASES: tuple[Callable[[nn.Module, Tensor], Case], ...] = (
     adapted,
     accumulated,
     checkpointed,
+    offloaded,
     own_loss,
 )
 

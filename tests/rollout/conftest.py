@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from rollout.streams import RaceDetector, TrackedTransfers
 from torch import Tensor, nn
 from zoo.fp64 import fp64_inside
 
@@ -148,6 +149,22 @@ def one_thread() -> Iterator[None]:
 def wide() -> Iterator[None]:
     with fp64_inside():
         yield
+
+
+@pytest.fixture
+def offloading(monkeypatch) -> Iterator[RaceDetector]:
+    """`use_cpu_offload` moves the carry of a model on the CPU too: in blocks of few tokens, through streams that are
+    watched inside of it. Whatever they do without an order between them fails the test.
+    """
+    detector = RaceDetector()
+    monkeypatch.setattr("metaflow_hf.rollout.rollout.can_offload", lambda _device: True)
+    monkeypatch.setattr(
+        "metaflow_hf.rollout.passes.HostTransfers", lambda device: TrackedTransfers(device, detector)
+    )
+    monkeypatch.setattr("metaflow_hf.rollout.blocks._BLOCK_BYTES", 1024)
+    monkeypatch.setattr(Tensor, "record_stream", lambda *_: None)
+    yield detector
+    assert not detector.races, detector.races[:5]
 
 
 @functools.cache

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+
 import pytest
 import torch
 
+from metaflow_hf.rollout import chunked_segment_rollout
 from metaflow_hf.rollout.causal_lm import CausalLM
 from metaflow_hf.rollout.host_memory import HostTransfers
 from metaflow_hf.rollout.passes import ChunkPasses, Plan
@@ -77,6 +81,71 @@ def test_attention_on_all_keys_and_padded_rows(
     offloaded(model, batch, by_blocks=family != "bloom")
 
     assert_equal_gradients(gradients_of(model), expected)
+
+
+@pytest.mark.parametrize(
+    ("window", "chunk_size", "exact"),
+    [*itertools.product((2, 11, 20, 60), (5, 8), (True,)), (20, 8, False), (12, 16, False)],
+)
+def test_windows_and_padding_through_streams_give_the_gradients_of_a_carry_on_the_device(
+    window, chunk_size, exact, make_model, tokens, gradients_of, assert_equal_gradients, offloading
+):
+    """A label on the first token after the padding keeps the mask, and with it other spans for each row."""
+    model, ids = make_model("mistral", num_hidden_layers=1, sliding_window=window), tokens(2, 34)
+    mask = torch.ones_like(ids)
+    mask[1, :11] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    found = []
+    for offload in (False, True):
+        model.zero_grad()
+        with offloading if offload else contextlib.nullcontext():
+            chunked_segment_rollout(
+                model,
+                batch,
+                chunk_size=chunk_size,
+                gradient="exact" if exact else "truncated",
+                gradient_checkpointing=True,
+                use_cpu_offload=offload,
+                backward=True,
+            )
+        found.append(gradients_of(model))
+
+    assert_equal_gradients(found[1], found[0])
+
+
+@pytest.mark.parametrize("family", ["bloom", "gpt_oss", "falcon_h1"])
+def test_two_calls_through_streams(
+    family, make_model, tokens, full_backprop, gradients_of, assert_equal_gradients, offloading
+):
+    model, batch = make_model(family, _attn_implementation="eager"), {"input_ids": tokens(2, LENGTH)}
+    _, expected = full_backprop(model, batch)
+
+    with offloading:
+        loss, _ = chunked_segment_rollout(model, batch, chunk_size=7, use_cpu_offload=True)
+        loss.backward()
+
+    assert_equal_gradients(gradients_of(model), expected)
+
+
+@pytest.mark.parametrize(
+    "forgotten", ["await_event", "event_of_computation", "the stores' event", "the loads' events"]
+)
+def test_an_order_that_is_forgotten_is_a_race(forgotten, make_model, tokens, offloading, monkeypatch):
+    store, stage = HostTransfers.store, HostTransfers.stage
+    if forgotten == "the stores' event":
+        monkeypatch.setattr(HostTransfers, "store", lambda *arguments: store(*arguments) and None)
+    elif forgotten == "the loads' events":
+        monkeypatch.setattr(HostTransfers, "stage", lambda self, blocks, _: stage(self, blocks, []))
+    else:
+        monkeypatch.setattr(HostTransfers, forgotten, lambda *_: None)
+
+    with offloading:
+        chunked_segment_rollout(
+            make_model(), {"input_ids": tokens(1, LENGTH)}, chunk_size=8, use_cpu_offload=True, backward=True
+        )
+
+    assert offloading.races
+    offloading.races.clear()
 
 
 def test_bytes_that_go_to_the_device_and_back(make_model, tokens, offloaded):

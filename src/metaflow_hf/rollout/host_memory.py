@@ -24,6 +24,11 @@ from torch import Tensor
 _NUM_AREAS = 2
 
 
+def can_offload(device: torch.device) -> bool:
+    """Whether host memory is another one than that of `device`."""
+    return device.type != "cpu"
+
+
 class Staged:
     """Some blocks on their way to the device, in one staging area."""
 

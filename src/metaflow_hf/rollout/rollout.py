@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metaflow_hf.rollout.causal_lm import CausalLM, refuse_blind_predictions, unwrap
+from metaflow_hf.rollout.host_memory import can_offload
 from metaflow_hf.rollout.loss import LossFunction
 from metaflow_hf.rollout.packing import documents_apart, without_mask
 from metaflow_hf.rollout.parts import PartPasses
@@ -69,7 +70,7 @@ def chunked_segment_rollout(
     plan = Plan(
         chunk_size=chunk_size,
         exact=gradient == "exact",
-        use_cpu_offload=use_cpu_offload and device.type != "cpu",
+        use_cpu_offload=use_cpu_offload and can_offload(device),
         gradient_checkpointing=gradient_checkpointing,
         ce_loss_fn=ce_loss_fn,
         attention_by_blocks=True,

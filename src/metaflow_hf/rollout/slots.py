@@ -235,18 +235,21 @@ class CarriedPast:
     ) -> Iterator[Block]:
         """The keys and values of each span, which holds either past or current keys; the next is on its way.
 
-        `with_gradient`: each block will get what it adds to the gradient of the past.
+        `with_gradient`: each block will get what it adds to the gradient of the past. A sum that a block still adds
+        to is not brought in with the next one: windows are cut into spans of the same keys for different queries.
         """
         with_gradient = with_gradient and self.slots[0].with_gradient
         ahead: Block | None = None
         for span in chain(spans, [None]):
             block, ahead = ahead, None
-            if span is not None:
+            if span is not None and not (with_gradient and block and block.span.shares_keys(span)):
                 ahead = self._begin(span, current, with_gradient=with_gradient)
             if block is not None:
                 block.open()
                 yield block
                 block.close()
+            if span is not None and ahead is None:
+                ahead = self._begin(span, current, with_gradient=with_gradient)
 
     def _begin(self, span: Span, current: tuple[Tensor | None, ...], *, with_gradient: bool) -> Block:
         transfers = self.slots[0].transfers

@@ -41,6 +41,10 @@ class Span:
     k1: int
     shape: Shape
 
+    def shares_keys(self, other: Span) -> bool:
+        """Whether some token's keys are in both, of whatever rows."""
+        return self.k0 < other.k1 and other.k0 < self.k1
+
     def split(self, key: int) -> list[Span]:
         """The same in parts whose keys all lie before `key` or all from it on. Not for CAUSAL."""
         if not self.k0 < key < self.k1:
