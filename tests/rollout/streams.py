@@ -56,11 +56,15 @@ class _Access:
 
 
 class RaceDetector(TorchDispatchMode):
-    """Stands in for `torch.cuda` as well: `current_stream`, `stream`. `races`: what was found, a line each."""
+    """Stands in for `torch.cuda` as well: `current_stream`, `stream`. `races`: what was found, a line each.
+
+    `host`: where host memory lies, which the device computes with only through copies.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.races: list[str] = []
+        self.host: set[int] = set()
         self._current = Stream("computation")
         self._accesses: dict[int, list[_Access]] = {}
         self._alive: list[torch.UntypedStorage] = []
@@ -105,6 +109,8 @@ class RaceDetector(TorchDispatchMode):
             begin, stream = tensor.data_ptr(), self._current
             access = _Access(begin, begin + size, write, stream.name, stream.clock[stream.name], operator)
             storage = tensor.untyped_storage()
+            if storage.data_ptr() in self.host and self._current.name == "computation":
+                self.races.append(f"{operator} of the device on host memory")
             self._alive.append(storage)  # so that no memory is used twice
             earlier = self._accesses.setdefault(storage.data_ptr(), [])
             for other in earlier:
@@ -127,4 +133,6 @@ class TrackedTransfers(HostTransfers):
     def allocate(self, shape: tuple[int, int, int, int], dtype: torch.dtype, *, zero: bool) -> Tensor:
         order = (shape[2], shape[0], shape[1], shape[3])
         with _disable_current_modes():  # the host's own work, done before it goes on
-            return (torch.zeros if zero else torch.empty)(order, dtype=dtype).permute(1, 2, 0, 3)
+            memory = (torch.zeros if zero else torch.empty)(order, dtype=dtype)
+        self._module.host.add(memory.untyped_storage().data_ptr())
+        return memory.permute(1, 2, 0, 3)

@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaflow_hf.rollout import attention, chunked_segment_rollout, probe_model
-from metaflow_hf.rollout.kernels import FlashCPU, Padded, Tiled
+from metaflow_hf.rollout.kernels import FlashCPU, FlashCUDA, Padded, Tiled
 from metaflow_hf.rollout.visibility import Pattern, Shape, Span
 
 LENGTH = 41
@@ -80,6 +80,20 @@ def test_two_blocks_of_keys_give_the_gradients_of_one_softmax(kernel, value_head
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
     for gradient, right in zip(found, wanted, strict=True):
         torch.testing.assert_close(gradient, right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_torch_knows_the_kernel_for_cuda_as_it_is_called(dtype, causal):
+    """Its shapes alone, which torch tells without the device."""
+    q, grad = (torch.empty(2, 8, 300, 64, dtype=dtype, device="meta") for _ in range(2))
+    k, v = (torch.empty(2, 2, 300 if causal else 777, 64, dtype=dtype, device="meta") for _ in range(2))
+
+    out, lse = FlashCUDA().forward(q, k, v, 0.125, causal)
+    gradients = FlashCUDA().backward(grad, q, k, v, out, lse, 0.125, causal)
+
+    assert (out.shape, out.dtype, lse.shape, lse.dtype) == (q.shape, dtype, q.shape[:3], torch.float32)
+    assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
 
 
 @pytest.mark.parametrize(
