@@ -7,6 +7,7 @@ import itertools
 
 import pytest
 import torch
+from rollout.conftest import gradients
 
 from metaflow_hf.rollout import chunked_segment_rollout
 from metaflow_hf.rollout.causal_lm import CausalLM
@@ -168,6 +169,38 @@ def test_truncated_moves_no_gradient(make_model, tokens, offloaded):
     token, num_chunks = 3 * 2 * 2 * 8 * 8, LENGTH // CHUNK
     assert passes._carry.transfers.stored_bytes == token * LENGTH
     assert passes._carry.transfers.loaded_bytes == 2 * token * CHUNK * num_chunks * (num_chunks - 1) // 2
+
+
+def test_a_carry_that_host_memory_cannot_hold_is_refused_before_any_gradient(
+    make_model, tokens, offloading, monkeypatch
+):
+    """Keys and values would fit alone; the error comes in the first token chunk, with what helps."""
+    model, batch = make_model(), {"input_ids": tokens(1, LENGTH)}
+    whole = 2 * 2 * 3 * 2 * 8 * 8 * LENGTH  # gradients, keys and values, layers, heads, head size, bytes
+    monkeypatch.setattr(
+        "metaflow_hf.rollout.host_memory.usable_memory", lambda: (whole - 1, "the container's limit")
+    )
+
+    with pytest.raises(
+        MemoryError, match=r"more than .* GiB .*\(the container's limit\).*gradient: truncated"
+    ):
+        chunked_segment_rollout(model, batch, chunk_size=8, use_cpu_offload=True, backward=True)
+
+    assert not gradients(model)
+    chunked_segment_rollout(
+        model, batch, chunk_size=8, use_cpu_offload=True, backward=True, gradient="truncated"
+    )
+
+
+def test_what_only_rounding_makes_too_large_is_a_warning(make_model, tokens, offloading, monkeypatch, caplog):
+    whole = 2 * 2 * 3 * 2 * 8 * 8 * LENGTH
+    monkeypatch.setattr("metaflow_hf.rollout.host_memory.usable_memory", lambda: (whole, "the machine's"))
+
+    chunked_segment_rollout(
+        make_model(), {"input_ids": tokens(1, LENGTH)}, chunk_size=8, use_cpu_offload=True, backward=True
+    )
+
+    assert caplog.text.count("PYTORCH_ALLOC_CONF=pinned_max_round_threshold_mb:64") == 1
 
 
 def test_an_area_is_used_again_only_after_it_was_given_back():

@@ -15,11 +15,16 @@ It is counted in `loaded_bytes` and `stored_bytes`. On a CPU the copies are made
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from metaflow_hf.machine import usable_memory
+
+_log = logging.getLogger("metaflow_hf.rollout")
 
 _NUM_AREAS = 2
 
@@ -55,6 +60,9 @@ class HostTransfers:
         self.device = device
         self.loaded_bytes = 0
         self.stored_bytes = 0
+        self._expected_bytes = 0
+        self._rounded_bytes = 0
+        self._warned = False
         self._module: Any = None if device.type == "cpu" else torch.get_device_module(device)
         self._loads: Any = self._module and self._module.Stream(device=device)
         self._stores: Any = self._module and self._module.Stream(device=device)
@@ -66,6 +74,25 @@ class HostTransfers:
         make = torch.zeros if zero else torch.empty
         order = (shape[2], shape[0], shape[1], shape[3])
         return make(order, dtype=dtype, pin_memory=self._module is not None).permute(1, 2, 0, 3)
+
+    def expect(self, nbytes: int) -> None:
+        """So many more bytes of host memory will be asked for. Raises MemoryError as soon as there are not that many."""
+        self._expected_bytes += nbytes
+        self._rounded_bytes += 2 ** (max(nbytes, 1) - 1).bit_length()
+        limit, whose = usable_memory()
+        advice = "Shorter sequences, fewer rows a batch or gradient: truncated need less."
+        if self._expected_bytes > limit:
+            raise MemoryError(
+                f"use_cpu_offload: the carry takes more than {self._expected_bytes / 2**30:.1f} GiB of host memory; "
+                f"there are {limit / 2**30:.1f} GiB ({whose}). {advice}"
+            )
+        if self._rounded_bytes > limit and not self._warned:
+            self._warned = True
+            _log.warning(
+                f"use_cpu_offload: torch rounds pinned memory up to powers of two, which makes more than "
+                f"{self._rounded_bytes / 2**30:.1f} GiB of the carry; there are {limit / 2**30:.1f} GiB ({whose}). "
+                f"PYTORCH_ALLOC_CONF=pinned_max_round_threshold_mb:64 leaves large blocks as they are. {advice}"
+            )
 
     def stage(self, blocks: list[Tensor], after: list[Any]) -> Staged:
         """Begins to copy blocks of host tensors to the device, once the stores that `after` tells of are through."""

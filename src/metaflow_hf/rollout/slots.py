@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
@@ -31,7 +32,11 @@ class KVSlot:
     def write(self, start: int, states: Tensor) -> None:
         """Stores `states` [B, heads, C, head_dim] at tokens [start, start + C)."""
         if self.states is None:
-            self.states = self._empty((*states.shape[:2], self.num_tokens, states.shape[3]), states)
+            shape = (*states.shape[:2], self.num_tokens, states.shape[3])
+            if self.transfers is not None:
+                for _ in range(2 if self._with_gradient else 1):
+                    self.transfers.expect(math.prod(shape) * states.itemsize)
+            self.states = self._empty(shape, states)
         part = self.states[:, :, start : start + states.shape[2]]
         if self.transfers is None:
             part.copy_(states)

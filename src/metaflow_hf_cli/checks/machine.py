@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from metaflow_hf.machine import usable_memory
 from metaflow_hf.report import units
 from metaflow_hf_cli.checks.findings import Check, Finding, ok, problem, warning
 
@@ -65,12 +66,9 @@ def look_at_gpus() -> Iterator[Finding]:
 
 
 def look_at_memory() -> Iterator[Finding]:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _container_limit()
-    here = min(total, limit) if limit else total
-    where = " (the container's limit)" if limit and limit < total else ""
+    here, whose = usable_memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    said = f"{units.byte_size(here)}{where}, {cores} cores"
+    said = f"{units.byte_size(here)} ({whose}), {cores} cores"
     if here < 4 * _GIB:
         yield warning("memory", f"{said}: little for a model", "give the container or machine at least 4 GiB")
     else:
@@ -111,11 +109,3 @@ def _existing(place: Path) -> Path:
 
 def _device(place: Path) -> int:
     return _existing(place).stat().st_dev
-
-
-def _container_limit() -> int | None:
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        path = Path(name)
-        if path.exists() and (text := path.read_text("utf-8").strip()).isdigit():
-            return int(text)
-    return None
