@@ -275,6 +275,25 @@ def test_a_dataset_that_grows_is_not_complete_because_its_thousands_are_full(mem
     assert growing.is_epoch_complete()
 
 
+@pytest.mark.parametrize("thousand", [3, 1000])
+def test_a_dataset_that_ends_between_two_looks_at_it_loses_no_chunk(memory_store, monkeypatch, thousand):
+    monkeypatch.setattr("metaflow_hf.data.epoch.THOUSAND", thousand)
+    monkeypatch.setattr("metaflow_hf.data.standalone.THOUSAND", thousand)
+    growing, whole = manifest_of(2, 2, is_complete=False), manifest_of(2, 2, 2, 2)
+    for looks_before in range(8, 40):
+        looks = itertools.count()
+
+        def look(looks=looks, before=looks_before) -> BlockManifest:
+            return growing if next(looks) < before else whole
+
+        ledger = StandaloneLedger(
+            memory_store.child(f"{looks_before}"), look, chunk_size=2, worker_id="g", lease_seconds=60
+        )
+        trained = [claim.block_id for _ in range(20) for claim in drain(ledger)]
+        assert sorted(trained) == [0, 1, 2, 3], looks_before
+        assert ledger.is_epoch_complete()
+
+
 def test_full_thousands_are_summed_up_so_that_a_start_lists_few(
     worker, recording_store, memory_store, monkeypatch
 ):

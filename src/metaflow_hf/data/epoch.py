@@ -134,8 +134,10 @@ class EpochRecords:
 
     def note_full(self, thousand: int, done: set[int]) -> None:
         """Records that a thousand is done, if it is, so that nobody has to list it again."""
+        # Asked first: what is complete then has all its positions, what grows may have more by the time they are counted.
+        is_growing = self.is_growing
         positions = self.positions(thousand)
-        may_grow = len(positions) < THOUSAND and self.is_growing
+        may_grow = is_growing and len(positions) < THOUSAND
         if may_grow or len(done) < len(positions) or thousand in self.full:
             return
         samples = self._current_order().num_samples(self.epoch, positions.start, positions.stop)

@@ -201,9 +201,12 @@ class StandaloneLedger:
         """Claims a position that nobody ever claimed, or says whether the thousand has none left for good."""
         if thousand in self._records.full:
             return None, True
+        # Asked before the positions are counted: more may come while the free ones are tried.
+        is_growing = self._records.is_growing
         done, claimed = self._records.look(thousand)
         self._note_outstanding(thousand, done, claimed)
-        free = [p for p in self._records.positions(thousand) if p not in done and p not in claimed]
+        positions = self._records.positions(thousand)
+        free = [p for p in positions if p not in done and p not in claimed]
         candidates = free[:SPREAD]
         self._rng.shuffle(candidates)
         for position in candidates:
@@ -211,7 +214,7 @@ class StandaloneLedger:
             if claim is not None:
                 return claim, False
             self._outstanding.add(position)
-        may_grow = self._records.is_growing and thousand == self._records.num_thousands - 1
+        may_grow = is_growing and len(positions) < THOUSAND
         return None, len(free) <= SPREAD and not may_grow
 
     def _take_over(self, *, everywhere: bool) -> Claim | None:
