@@ -1,12 +1,15 @@
 """The node's cache stays within its bounds and forgets what nobody will finish."""
 
+import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from metaflow_hf.store import work_dirs
 from metaflow_hf.store.eviction import trim
 from metaflow_hf.store.node_cache import NodeCache
 from metaflow_hf.store.objects import Digest
@@ -64,6 +67,26 @@ def test_directories_of_killed_tasks_are_removed_and_those_of_living_ones_stay(c
     assert mine.is_dir()
     cache.remove_work_dir(mine)
     assert list((cache.root / "work").iterdir()) == []
+
+
+def test_directories_of_another_machine_that_shares_the_cache_stay(cache: NodeCache, monkeypatch):
+    theirs = cache.new_work_dir("x")
+    boot, name = work_dirs.boot_id(), platform.node()
+    monkeypatch.setattr(work_dirs, "boot_id", lambda: "of the other machine")
+    monkeypatch.setattr(platform, "node", lambda: "other")
+    trim(cache, force=True)
+    assert theirs.is_dir()
+    # What another version noted says less.
+    [note] = (cache.root / "work").glob("*.owner")
+    full = json.loads(note.read_text())
+    note.write_text(json.dumps({key: value for key, value in full.items() if key != "host"}))
+    trim(cache, force=True)
+    assert theirs.is_dir()
+    # The same machine a boot later: nobody is there any more.
+    note.write_text(json.dumps({**full, "boot": boot}))
+    monkeypatch.setattr(platform, "node", lambda: name)
+    trim(cache, force=True)
+    assert not theirs.exists()
 
 
 def test_old_parts_and_staging_go_and_young_ones_stay(cache: NodeCache):

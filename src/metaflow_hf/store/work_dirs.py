@@ -2,12 +2,14 @@
 
 import json
 import os
+import platform
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Final, TypedDict
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_MACHINE_ID: Final = Path("/etc/machine-id")
 _PID_NAMESPACE: Final = Path("/proc/self/ns/pid")
 
 
@@ -15,6 +17,7 @@ class Owner(TypedDict):
     """Which process a directory or file belongs to."""
 
     directory: str
+    host: str
     boot: str
     namespace: str
     pid: int
@@ -43,7 +46,7 @@ def remove(register: Path, directory: Path) -> None:
 
 
 def remove_orphans(register: Path) -> None:
-    """Removes the directories of processes that have ended; those of other containers are left to them."""
+    """Removes the directories of processes that have ended; those of other machines and containers are left to them."""
     for note in register.glob("*.owner"):
         try:
             owner: Owner = json.loads(note.read_text())
@@ -70,15 +73,30 @@ def owner_here(directory: Path) -> Owner:
     """The process that asks, as an owner."""
     pid = os.getpid()
     return Owner(
-        directory=str(directory), boot=boot_id(), namespace=_namespace(), pid=pid, started=_started(pid)
+        directory=str(directory),
+        host=_host(),
+        boot=boot_id(),
+        namespace=_namespace(),
+        pid=pid,
+        started=_started(pid),
     )
 
 
 def is_gone(owner: Owner) -> bool:
-    """Whether the process has ended for sure; of other containers that cannot be known."""
-    if not _namespace() or owner["namespace"] != _namespace():
+    """Whether the process has ended for sure; of other machines and containers that cannot be known."""
+    # Home directories are often shared: another boot is a later one only on the same machine, and all machines give
+    # their first namespace of processes the same number.
+    if owner.get("host") != _host() or not _namespace() or owner["namespace"] != _namespace():
         return False
     return owner["boot"] != boot_id() or _started(owner["pid"]) != owner["started"]
+
+
+def _host() -> str:
+    """Tells machines apart that share a file system: by name, and by id where the system has one."""
+    try:
+        return f"{platform.node()} {_MACHINE_ID.read_text().strip()}"
+    except OSError:
+        return platform.node()
 
 
 def _namespace() -> str:
