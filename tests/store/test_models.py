@@ -85,6 +85,19 @@ def test_links_are_followed_and_droppings_left_out(
     }
 
 
+def test_two_names_of_one_directory_are_both_saved(store: ObjectStore, cache: NodeCache, tmp_path: Path):
+    output = tmp_path / "output"
+    (output / "checkpoint-100" / "deep").mkdir(parents=True)
+    (output / "checkpoint-100" / "deep" / "w.bin").write_bytes(b"w")
+    (output / "checkpoint-100" / "up").symlink_to(output)
+    for name in ("latest", "best"):
+        (output / name).symlink_to("checkpoint-100")
+    saved = tree(load_directory(store, save_directory(store, output, **WHO), cache=cache))
+    assert saved == dict.fromkeys(
+        (f"{name}/deep/w.bin" for name in ("checkpoint-100", "latest", "best")), b"w"
+    )
+
+
 def test_what_another_load_is_still_writing_is_not_saved(
     store: ObjectStore, cache: NodeCache, model: Path, tmp_path: Path, monkeypatch
 ):

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,14 +181,14 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
     if place.is_file():
         yield place.name, place
         return
-    visited: set[Path] = set()
     for folder, folders, names in os.walk(place, followlinks=True):
         here = Path(folder)
-        if here.resolve() in visited:
+        relative = here.relative_to(place)
+        above = islice(here.parents, len(relative.parts))
+        if here.resolve() in (parent.resolve() for parent in above):
+            # A link that leads back to where it lies. One to a directory beside it is a second name of its files.
             folders.clear()
             continue
-        visited.add(here.resolve())
-        relative = here.relative_to(place)
         folders[:] = [name for name in folders if (relative / name).parts != _JUNK]
         for name in names:
             path = here / name
