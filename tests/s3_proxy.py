@@ -11,12 +11,14 @@ from serving import serving
 
 _ERROR = "<Error><Code>{code}</Code><Message>as the test wants it</Message></Error>"
 
+_CODES = {409: "ConditionalRequestConflict", 503: "SlowDown"}
+
 
 class S3Proxy(ThreadingHTTPServer):
     """Forwards to an S3 server. Set what it does to the next requests:
 
     ``drop`` carries out, but does not answer, so many PUT requests; ``slow_down`` answers so many requests with 503;
-    ``may_list`` refuses listings of any other prefix, and tells 403 of objects that are missing, as S3 does to those who may
+    ``conflicts`` refuses so many PUT requests with 409, as S3 does while another one creates the key; ``may_list`` refuses listings of any other prefix, and tells 403 of objects that are missing, as S3 does to those who may
     not list the whole bucket; ``lists_lag`` answers each listing as it was first answered. ``who`` are the access keys and session tokens that came.
     """
 
@@ -25,7 +27,7 @@ class S3Proxy(ThreadingHTTPServer):
     def __init__(self, target: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = urlsplit(target)
-        self.drop = self.slow_down = 0
+        self.drop = self.slow_down = self.conflicts = 0
         self.may_list: str | None = None
         self.lists_lag = False
         self.first_lists: dict[str, bytes] = {}
@@ -44,6 +46,9 @@ class S3Proxy(ThreadingHTTPServer):
         if self.slow_down:
             self.slow_down -= 1
             return 503
+        if self.conflicts and method == "PUT":
+            self.conflicts -= 1
+            return 409
         query = parse_qs(urlsplit(path).query)
         if self.may_list is not None and method == "GET" and "list-type" in query:
             return None if query.get("prefix", [""])[0].startswith(self.may_list) else 403
@@ -61,9 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
         if key:
             self.server.who.add((key[1], self.headers.get("X-Amz-Security-Token")))
         if status := self.server.refused(self.command, self.path):
-            self._answer(
-                status, [], _ERROR.format(code={503: "SlowDown"}.get(status, "AccessDenied")).encode()
-            )
+            self._answer(status, [], _ERROR.format(code=_CODES.get(status, "AccessDenied")).encode())
             return
         host = self.server.target
         headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -30,6 +31,9 @@ T = TypeVar("T")
 # Parts of an upload, and how many are under way at once.
 CHUNK_BYTES: Final = 8 * 1024 * 1024
 UPLOADS: Final = 4
+
+# Seconds between the tries to create what others seem to be creating.
+_CONFLICT_PAUSES: Final = (0.05, 0.1, 0.2, 0.4, 0.8, *(1.0,) * 10)
 
 # What a disk answers that cannot take more bytes of one file, one user or at all.
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -54,6 +58,17 @@ class ObstoreBackend:
         return f"{self._uri}/{self._prefix}" if self._prefix else self._uri
 
     def create(self, key: str, data: bytes) -> CreateResult:
+        for pause in _CONFLICT_PAUSES:
+            # S3 answers "conflict" while another create is under way, which may still fail: then nothing is there.
+            with suppress(NotFound):
+                return self._create(key, data)
+            time.sleep(pause)
+        raise StoreUnavailable(
+            f"{self.uri}/{key} cannot be created: the store says again and again that others are creating it, and shows "
+            "nothing. Try again later."
+        )
+
+    def _create(self, key: str, data: bytes) -> CreateResult:
         path = self._path(key)
         try:
             self._write(
