@@ -30,11 +30,15 @@ export METAFLOW_USER ?= $(patsubst root,local,$(shell id -un))
 demo: $(call MARK,base)
 	$(BIN)/python flows/train_flow.py run
 
-test: $(call MARK,dev)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not acceptance"
+# `make test acceptance` is one session of all tests, so that the cores do not wait for the slowest of each.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+ALL_TESTS := $(and $(filter test,$(MAKECMDGOALS)),$(filter acceptance,$(MAKECMDGOALS)))
 
-acceptance: $(call MARK,dev)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m acceptance
+test: $(call MARK,dev)
+	$(PYTEST) $(if $(ALL_TESTS),,-m "not acceptance")
+
+acceptance: $(call MARK,dev) $(if $(ALL_TESTS),test)
+	$(if $(ALL_TESTS),,$(PYTEST) -m acceptance)
 
 check: $(call MARK,dev)
 	$(BIN)/ruff check .

@@ -27,8 +27,19 @@ _CLEARED = (
     "TRANSFORMERS_OFFLINE",
 )
 REPOSITORY = Path(__file__).resolve().parents[1]
-# Files that run for minutes begin first, so that no worker is left alone with one of them at the end.
-_LONGEST_FIRST = ("integration", "faults", "extension")
+# Files that run for minutes begin first, so that no worker is left alone with one of them at the end; those that compute
+# and those that wait in turns, so that the cores have something to do.
+_FIRST = (
+    "integration/test_demo",
+    "faults/test_rounds_soak",
+    "integration/scheduled/test_trainings",
+    "integration/test_init",
+    "faults/test_rounds_processes",
+    "faults/test_rounds_simulation",
+    "integration",
+    "faults",
+    "extension",
+)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -38,10 +49,13 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order of the folders of ``_LONGEST_FIRST``, then everything else as it was collected."""
-    ranks = {name: number for number, name in enumerate(_LONGEST_FIRST)}
-    tests = REPOSITORY / "tests"
-    items.sort(key=lambda item: ranks.get(item.path.relative_to(tests).parts[0], len(ranks)))
+    """In the order of ``_FIRST``, by the first that a path begins with, then everything else as it was collected."""
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        return next((rank for rank, first in enumerate(_FIRST) if path.startswith(first)), len(_FIRST))
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What `make` says on machines where it cannot work, and that it mends what was interrupted."""
 
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -100,3 +101,18 @@ def test_no_network_and_taking_it_up_again(checkout: Path):
     status, output = make(checkout, ".venv/installed-base", PYTHON=sys.executable, **offline)
     assert status == 0
     assert "Installing" not in output
+
+
+@pytest.mark.parametrize(
+    ("goals", "markers"),
+    [
+        (["test"], ["not acceptance"]),
+        (["acceptance"], ["acceptance"]),
+        (["test", "acceptance"], [None]),
+        (["acceptance", "test"], [None]),
+    ],
+)
+def test_both_kinds_of_tests_are_one_session_when_both_are_asked_for(goals, markers):
+    printed = subprocess.run(["make", "-n", *goals], cwd=ROOT, capture_output=True, text=True, check=True)
+    sessions = [shlex.split(line) for line in printed.stdout.splitlines() if "-m pytest" in line]
+    assert [words[words.index("-m", 3) + 1] if "-m" in words[3:] else None for words in sessions] == markers
