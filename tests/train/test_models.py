@@ -10,7 +10,13 @@ from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.demo import tiny_models
 from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.train.description import check_length
-from metaflow_hf.train.models import load_model, load_tokenizer, prepare, trained_parameters
+from metaflow_hf.train.models import (
+    compute_dtype,
+    load_model,
+    load_tokenizer,
+    prepare,
+    trained_parameters,
+)
 from metaflow_hf_cli.fixtures import models as fixture_models
 
 
@@ -119,3 +125,14 @@ def test_a_checkpoint_that_lacks_weights_is_refused_by_name(model_dir, tmp_path)
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(UnsupportedModelError, match=r"lacks 1 .*model\.layers\.1\.mlp\.up_proj\.weight"):
         load_model(tmp_path / "model", ModelConfig())
+
+
+@pytest.mark.parametrize(("major", "expected"), [(7, torch.float32), (8, torch.bfloat16)])
+def test_bf16_in_software_is_not_taken_for_that_of_a_gpu(monkeypatch, major, expected):
+    """torch emulates it on a T4 or V100, slower than fp32."""
+    facts = type("Properties", (), {"major": major})()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert compute_dtype(ModelConfig(), torch.device("cuda")) == expected

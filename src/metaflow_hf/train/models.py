@@ -141,7 +141,8 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     """The dtype in which the layers compute: ``auto`` is bf16 on a GPU that has it, else fp32."""
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    # GPUs before Ampere have bf16 in software only, slower than fp32.
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
 

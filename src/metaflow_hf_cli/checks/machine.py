@@ -42,9 +42,9 @@ def look_at_gpus() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             facts = torch.cuda.get_device_properties(index)
             free, total = torch.cuda.mem_get_info(index)
-            half = (
-                "bf16" if torch.cuda.is_bf16_supported() else "no bf16: set model.dtype to float32 or float16"
-            )
+            # Before Ampere there is one in software, which is slower than fp32.
+            has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            half = "bf16" if has_bf16 else "no bf16: set model.dtype to float32 or float16"
             said = f"{index}: {facts.name}, {units.byte_size(free)} of {units.byte_size(total)} free, {half}"
             if free < total / 2:
                 yield warning(
