@@ -5,16 +5,20 @@ import shutil
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.demo import tiny_models
 from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.train.description import check_length
+from metaflow_hf.train.export import write_model
+from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import (
     compute_dtype,
     load_model,
     load_tokenizer,
     prepare,
+    save_model,
     trained_parameters,
 )
 from metaflow_hf_cli.fixtures import models as fixture_models
@@ -136,3 +140,24 @@ def test_bf16_in_software_is_not_taken_for_that_of_a_gpu(monkeypatch, major, exp
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: facts)
     monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
     assert compute_dtype(ModelConfig(), torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, "BF16"),
+        ({"dtype": "float32"}, "F32"),
+        ({"lora": {"rank": 2}}, "BF16"),
+        ({"initialise": "random"}, "F32"),
+    ],
+)
+def test_a_model_comes_out_in_the_dtype_that_it_came_in(training, tmp_path, settings, expected):
+    original = tmp_path / "original"
+    save_model(load_model(training.model_dir, ModelConfig()).to(torch.bfloat16), original)
+    load_tokenizer(training.model_dir).save_pretrained(original)
+    training.model_dir = original
+    training.start(model=settings)
+    lineage = Lineage(training.store)
+    write_model(lineage, lineage.newest().manifest.weights, original, training.config, tmp_path / "exported")
+    with safe_open(tmp_path / "exported" / "model.safetensors", framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {expected}  # noqa: SIM118

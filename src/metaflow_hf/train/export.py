@@ -180,8 +180,7 @@ def write_model(
         commit = (base_model or {}).get("commit_hash")
         save_adapters(model, directory, base_model=config.model.name, revision=commit)
     else:
-        exported = merge_adapters(model)
-        save_model(exported.to(export_dtype(config.model, exported)), directory)
+        save_model(merge_adapters(model).to(export_dtype(model_dir, config.model)), directory)
     load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code).save_pretrained(directory)
 
 

@@ -46,8 +46,10 @@ def memory_of_worker(model_dir: Path, config: TrainConfig, dtype: torch.dtype) -
     }
 
 
-def disk_of_run(trained: int, parameters: int, config: TrainConfig, *, rounds: int) -> dict[str, int]:
-    """Bytes that a lineage keeps in the datastore while it trains (``rounds``), and its ``result``.
+def disk_of_run(
+    trained: int, parameters: int, config: TrainConfig, *, rounds: int, exported: torch.dtype
+) -> dict[str, int]:
+    """Bytes that a lineage keeps in the datastore while it trains (``rounds``), and its ``result`` in ``exported``.
 
     Two rounds are kept unless all are: weights, momentum of the outer step, one optimiser's state and the moving
     average where one is wanted, and a contribution of each worker.
@@ -58,10 +60,9 @@ def disk_of_run(trained: int, parameters: int, config: TrainConfig, *, rounds: i
     state += FP32_BYTES if config.rounds.ema_half_life is not None else 0
     kept = max(rounds, ROUNDS_KEPT) if config.rounds.keep == "all" else ROUNDS_KEPT
     is_adapter = config.model.lora is not None and config.model.lora.save == "adapter"
-    width = 2 if config.model.dtype in ("bfloat16", "float16") else FP32_BYTES
     return {
         "rounds": kept * trained * (state + workers * delta),
-        "result": trained * FP32_BYTES if is_adapter else parameters * width,
+        "result": trained * FP32_BYTES if is_adapter else parameters * exported.itemsize,
     }
 
 

@@ -147,12 +147,17 @@ def compute_dtype(config: ModelConfig, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def export_dtype(config: ModelConfig, model: nn.Module) -> torch.dtype:
-    """The dtype of the exported weights: ``auto`` is that of the model that was trained on."""
+def export_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
+    """The dtype of the exported weights: ``auto`` is that of the checkpoint in ``model_dir``, fp32 for fresh weights.
+
+    A loaded model does not tell: transformers writes into its configuration what it was loaded in.
+    """
     if config.dtype != "auto":
         return _DTYPES[config.dtype]
-    declared = getattr(getattr(model, "config", None), "dtype", None)
-    return declared if isinstance(declared, torch.dtype) else torch.float32
+    if config.initialise == "random":
+        return torch.float32
+    declared: Any = getattr(_architecture(model_dir, config), "dtype", None)
+    return next((dtype for dtype in _DTYPES.values() if dtype == declared), torch.float32)
 
 
 def save_model(model: nn.Module, directory: Path) -> None:

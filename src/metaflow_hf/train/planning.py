@@ -18,7 +18,7 @@ from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
-from metaflow_hf.train.models import compute_dtype, load_model, load_tokenizer, prepare
+from metaflow_hf.train.models import compute_dtype, export_dtype, load_model, load_tokenizer, prepare
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -105,7 +105,9 @@ def make_plan(
         sequence_length=config.data.sequence_length,
         memory_bytes=sum(memory.values()),
         memory=memory,
-        disk=disk_of_run(trained, parameters, config, rounds=rounds),
+        disk=disk_of_run(
+            trained, parameters, config, rounds=rounds, exported=export_dtype(model_dir, config.model)
+        ),
         lineage=extent.lineage,
         notes=(
             *copies.notes(),
