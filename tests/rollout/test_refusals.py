@@ -199,11 +199,11 @@ def test_the_probe_disturbs_nothing(make_model, tokens):
 
 
 def test_the_probe_runs_once_per_configuration(make_model, monkeypatch):
-    from metaflow_hf.rollout import probe
+    from metaflow_hf.rollout.trial import Trial
 
     runs = []
-    original = probe._Probe.report
-    monkeypatch.setattr(probe._Probe, "report", lambda self: (runs.append(1), original(self))[1])
+    original = Trial.report
+    monkeypatch.setattr(Trial, "report", lambda self: (runs.append(1), original(self))[1])
     for _ in range(2):
         probe_model(make_model("llama", rms_norm_eps=2e-6))
     probe_model(make_model("llama", rms_norm_eps=3e-6))

@@ -9,12 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metaflow_hf.rollout.probe import RolloutReport, probe_model
+    from metaflow_hf.rollout.probe import probe_model
     from metaflow_hf.rollout.rollout import chunked_segment_rollout
+    from metaflow_hf.rollout.trial import RolloutReport
 
 __all__ = ["RolloutReport", "chunked_segment_rollout", "probe_model"]
 
-_MODULES = {"RolloutReport": "probe", "chunked_segment_rollout": "rollout", "probe_model": "probe"}
+_MODULES = {"RolloutReport": "trial", "chunked_segment_rollout": "rollout", "probe_model": "probe"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,8 @@ from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.rollout.carry import KVCarry
 from metaflow_hf.rollout.causal_lm import CausalLM
 from metaflow_hf.rollout.miniature import small_model
-from metaflow_hf.rollout.probe import RolloutReport, probe_model
+from metaflow_hf.rollout.probe import probe_model
+from metaflow_hf.rollout.trial import RolloutReport
 
 _log = logging.getLogger("metaflow_hf.rollout")
 

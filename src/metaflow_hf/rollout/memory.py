@@ -16,10 +16,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from metaflow_hf.rollout.causal_lm import CausalLM
 from metaflow_hf.rollout.loss import logits_block_bytes
-from metaflow_hf.rollout.probe import RolloutReport, require
+from metaflow_hf.rollout.probe import require
 from metaflow_hf.rollout.rng import rng_kept
 from metaflow_hf.rollout.sequence import TokenSequence
 from metaflow_hf.rollout.settings import own_checkpointing_off, wants_checkpointing
+from metaflow_hf.rollout.trial import RolloutReport
 
 _log = logging.getLogger("metaflow_hf.rollout")
 
