@@ -1,6 +1,7 @@
 """What is committed stays; what is interrupted goes on to the same bytes; nothing else is ever overwritten."""
 
 import contextlib
+import itertools
 import json
 import threading
 
@@ -17,10 +18,21 @@ from metaflow_hf.data import (
 )
 from metaflow_hf.data.build import plan_dataset, write_dataset
 from metaflow_hf.data.encoding import RowEncoder
+from metaflow_hf.data.manifest import DatasetSpec
 from metaflow_hf.data.records import encode, read_commit, read_manifest
+from metaflow_hf.data.rows import AfterRow, InputRows
 from metaflow_hf.data.sources import open_source
-from metaflow_hf.errors import BadRowError, ConfigError, DatasetMismatch, StoreUnavailable, UserError
+from metaflow_hf.data.writer import LEASE_KEY, DatasetWriter, hold_lease
+from metaflow_hf.errors import (
+    BadRowError,
+    ClaimLost,
+    ConfigError,
+    DatasetMismatch,
+    StoreUnavailable,
+    UserError,
+)
 from metaflow_hf.store import open_store
+from metaflow_hf.store.leases import Observer, acquire
 
 
 def test_the_layout_is_what_other_readers_expect(tmp_path, write_jsonl, make_rows):
@@ -328,6 +340,53 @@ def test_an_interrupted_call_leaves_no_part_of_its_row(tmp_path, monkeypatch):
 
 class _Injected(Exception):
     pass
+
+
+def _batch(rows, first=0):
+    return RowEncoder("text").encode(InputRows(rows, "rows", first, AfterRow(0, first)))
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_writer_that_was_stopped_does_not_take_its_successors_open_block(tmp_path, monkeypatch, asks):
+    store, rows = open_store(tmp_path), [{"text": f"{n}"} for n in range(8)]
+    spec = DatasetSpec(dataset_name="d", source="rows", block_size=4, text_column="text")
+    lease = acquire(store, LEASE_KEY, owner="a", ttl=1, renew=False)
+    stopped = DatasetWriter(store, spec, lease=lease)
+    stopped.append(_batch(rows[:3]))
+    now = itertools.count(step=10)
+    observer = Observer(clock=lambda: next(now))
+    assert acquire(store, LEASE_KEY, owner="b", ttl=1, observer=observer) is None
+    with acquire(store, LEASE_KEY, owner="b", ttl=1, observer=observer) as taken_over:
+        successor = DatasetWriter(store, spec, lease=taken_over)
+        successor.append(_batch(rows[:2]))
+        successor._open._waiting[-1].result()
+        if not asks:
+            monkeypatch.setattr(lease, "renew", lambda: None)
+        with pytest.raises(ClaimLost, match="took over"):
+            stopped.append(_batch(rows[3:], 3))
+        assert store.children("blocks") == [successor._open.path.name]
+        stopped.discard()
+        successor.append(_batch(rows[2:], 2))
+        assert successor.finish().total_samples == 8
+    assert verify_blocks(store) == []
+
+
+@pytest.mark.parametrize("limits", [{"max_rows": 2}, {"max_bytes": 26}, {"max_rows": 3}, {}])
+def test_what_is_read_together_changes_no_count(memory_store, limits):
+    texts = ["a", "", "b", "", "", "c", "d", ""]
+    written = []
+    for size in (1, 3, 4, 8):
+        store = memory_store.child(f"{size}")
+        spec = DatasetSpec(dataset_name="d", source="rows", block_size=2, text_column="text", **limits)
+        with hold_lease(store, ttl=5) as lease:
+            writer = DatasetWriter(store, spec, lease=lease)
+            for at in range(0, len(texts), size):
+                rows = [{"text": text} for text in texts[at : at + size]]
+                if not writer.append(_batch(rows, at)):
+                    break
+            writer.finish()
+        written.append(_objects(store))
+    assert all(objects == written[0] for objects in written)
 
 
 def _fail_at(step):

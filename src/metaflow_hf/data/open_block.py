@@ -22,6 +22,7 @@ from metaflow_hf.data.rows import Ends
 from metaflow_hf.environment import node_cache_root
 from metaflow_hf.errors import StoreUnavailable
 from metaflow_hf.store import Digest, ObjectStore
+from metaflow_hf.store.objects import new_nonce
 
 SPOOL_PREFIX: Final = ".reading-"
 # How many pieces of work may wait for the threads: enough to keep them busy, little in memory.
@@ -51,7 +52,8 @@ class OpenBlock:
         self.num_bytes = 0
         self._hashing, self._writing = hashing, writing
         self._waiting: deque[Future[None]] = deque()
-        self.path = scratch_directory(store) / f".block_{block_id:05d}.open"
+        # A name of its own: a writer that was stopped and goes on must not take another's file for its block.
+        self.path = scratch_directory(store) / f".block_{block_id:05d}.{new_nonce()[:12]}.open"
         self._file: BinaryIO | None = None
         self._index = IndexBuilder()
         self._sha = hashlib.sha256()

@@ -39,7 +39,7 @@ from metaflow_hf.data.records import (
     read_manifest,
 )
 from metaflow_hf.data.rows import EncodedRows
-from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch
+from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch, NotFound
 from metaflow_hf.store import ObjectStore
 from metaflow_hf.store.leases import Lease, wait_for
 
@@ -78,6 +78,9 @@ class DatasetWriter:
         self._completion = read_completion(store)
         self.cursor = Cursor()
         self._skipped = 0
+        # Where the source goes on behind the last row that was kept, and how many were skipped since: whether these
+        # count depends on whether another row comes, not on what happens to be read together.
+        self._behind_kept, self._skipped_since = self.cursor, 0
         self._committed_bytes = 0
         self._is_full = False
         self._restore(manifest)
@@ -122,14 +125,25 @@ class DatasetWriter:
             taken = stop
             if not self.block_room:
                 used = batch.consumed[taken - 1]
-                self._commit(batch.after(used), self._skipped + used - taken)
-        self._skipped += batch.total_consumed - total
+                self._commit(batch.after(used), self._skipped + self._skipped_since + used - taken)
+        if total:
+            used = batch.consumed[-1]
+            self._skipped += self._skipped_since + used - total
+            self._behind_kept, self._skipped_since = batch.after(used), 0
+        else:
+            used = 0
+        self._skipped_since += batch.total_consumed - used
         self.cursor = batch.after(batch.total_consumed)
         return not self._is_full
 
     def finish(self) -> BlockManifest:
         """Commits the last block and the completeness of the dataset. Idempotent."""
         if self._completion is None:
+            if self._is_full:
+                self.cursor = self._behind_kept
+            else:
+                self._skipped += self._skipped_since
+            self._skipped_since = 0
             if self._open.rows:
                 self._commit(self.cursor, self._skipped)
             self._completion = Completion(
@@ -173,7 +187,8 @@ class DatasetWriter:
         if stored is not None:
             self.spec.check_same(stored, where=self._store.uri)
         if last is not None:
-            self.cursor, self._skipped = last.cursor, last.skipped_rows
+            self.cursor = self._behind_kept = last.cursor
+            self._skipped = last.skipped_rows
             self._committed_bytes = last.total_bytes
         if self._completion is not None:
             self._skipped = self._completion.skipped_rows
@@ -192,13 +207,19 @@ class DatasetWriter:
         return bool(self._blocks) and self._blocks[-1].sample_count < self.spec.block_size
 
     def _commit(self, cursor: Cursor, skipped: int) -> None:
+        # A process that was stopped for a while does not know that its lease was taken over until it asks.
+        self._lease.renew()
         if self._lease.lost:
-            raise ClaimLost(f"another process took over writing {self._store.uri}; this one stops.")
+            raise self._lost()
         before = self._blocks[-1].end_index if self._blocks else 0
         name = block_name(self._open.block_id, self.spec.compression)
         self._committed_bytes += self._open.num_bytes
         digest, rows, index = self._open.close()
-        self._store.take(self._open.path, f"blocks/{name}", digest)
+        try:
+            self._store.take(self._open.path, f"blocks/{name}", digest)
+        except NotFound as error:
+            # Whoever took over removed the open block.
+            raise self._lost() from error
         block = BlockEntry(
             block_id=self._open.block_id,
             sample_count=rows,
@@ -227,6 +248,9 @@ class DatasetWriter:
         logger.info("%s: block %d with %d samples", self.spec.dataset_name, block.block_id, rows)
         if self._on_commit is not None:
             self._on_commit(manifest)
+
+    def _lost(self) -> ClaimLost:
+        return ClaimLost(f"another process took over writing {self._store.uri}; this one stops.")
 
     def _create(self, key: str, record: msgspec.Struct) -> None:
         result = self._store.create(key, encode(record))
