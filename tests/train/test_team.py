@@ -94,6 +94,19 @@ def test_long_sequences_are_rolled_out_by_each_for_its_own_rows(training, tmp_pa
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
+def test_with_parts_long_sequences_are_trained_whole_unless_something_else_is_asked_for(training, tmp_path):
+    training.config = training.config.replace(
+        data={"batch_size": 3, "sequence_length": 64},
+        rollout={"chunk_size": 16, "use_chunked_training": False},
+    )
+    root = training.store
+    expected, _ = losses_and_weights(training, tmp_path, "alone")
+    training.store = root
+    training.config = training.config.replace(rollout={"chunk_size": 16, "use_chunked_training": "auto"})
+    losses, _ = losses_and_weights(training, tmp_path, "fsdp", gpus_per_worker=2, parallel="fsdp")
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_process_that_dies_ends_the_worker_with_its_name_and_none_outlives_it(training, monkeypatch):
     started = []
     start = team._start
