@@ -227,3 +227,34 @@ def test_autocast_casts_queries_and_keys_but_not_the_sums(make_model, tokens, gr
 
     error, own_error = ((g - found[0]).norm() / found[0].norm() for g in (found[1], own))
     assert error < 1.2 * own_error
+
+
+def test_sums_over_many_token_chunks_are_as_near_to_the_truth_as_one_pass(make_model, tokens, gradients_of):
+    """What 32 chunks send to the first keys is added in bf16, the type of the keys under autocast."""
+    model, batch = (
+        make_model(dtype=torch.float32, max_position_embeddings=1024),
+        {"input_ids": tokens(1, 1024)},
+    )
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+    def keys_and_values(step, *, bf16):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            step()
+        found = {n: g for n, g in gradients_of(model).items() if "k_proj" in n or "v_proj" in n}
+        return torch.cat([gradient.flatten() for gradient in found.values()])
+
+    def one_pass():
+        model(**batch, labels=batch["input_ids"]).loss.backward()
+
+    def rollout():
+        chunked_segment_rollout(model, batch, chunk_size=16, backward=True)
+
+    truth = keys_and_values(one_pass, bf16=False)
+    errors = [
+        float((keys_and_values(step, bf16=True) - truth).norm() / truth.norm())
+        for step in (rollout, one_pass)
+    ]
+    assert errors[0] < 1.15 * errors[1]
