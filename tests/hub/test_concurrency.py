@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
+from metaflow_hf.store.node_cache import NodeCache
 
 SHARD = "*model-00003-of-00004.safetensors"
 ENSURE = """
@@ -105,6 +108,27 @@ def test_on_another_node_what_was_stored_is_not_downloaded_again(own_hub, start,
         assert own_hub.log.file_bytes(path=f"*/{name}") == len(files[name]), name
     # The note of them is gone with the manifest.
     assert list(store.list("arrivals")) == []
+
+
+def test_downloads_into_two_datastores_on_one_node_keep_apart(
+    own_hub, snapshots, request_for, files, cache, read_tree, tmp_path: Path
+):
+    own_hub.faults.truncate_next(1, after_bytes=200_000, path="/lfs/*00003*")
+    gate = own_hub.faults.hold_next(1, path="/lfs/*00003*", method="GET")
+    stores = [open_store(tmp_path / name) for name in ("mine", "theirs")]
+    with ThreadPoolExecutor(1) as other:
+        held = other.submit(snapshots(store=stores[0]).ensure, request_for())
+        assert gate.wait_until_held()
+        references = [snapshots(store=stores[1]).ensure(request_for())]
+        gate.open()
+        references.insert(0, held.result())
+    for store, reference in zip(stores, references, strict=True):
+        place = NodeCache(tmp_path / "fresh").new_work_dir("out")
+        assert (
+            read_tree(load_directory(store, reference, place, cache=NodeCache(tmp_path / "fresh"))) == files
+        )
+        assert read_tree(load_directory(store, reference, tmp_path / "here", cache=cache)) == files
+    assert [path for path in (cache.root / "staging").rglob("*") if path.is_file()] == []
 
 
 def test_an_interrupted_download_leaves_nothing_visible(own_hub, start, store):

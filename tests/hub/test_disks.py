@@ -111,7 +111,7 @@ def test_work_directories_and_staging_say_which_disk_is_full(full_disk: Path, tm
     assert list((full_disk / "work").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,ro", str(full_disk)], check=True)
     with pytest.raises(StoreUnavailable, match=r"the node cache .*small.*Read-only.*METAFLOW_HF_CACHE"):
-        node.staging("a/b/c")
+        node.staging("a/b/c").__enter__()
     with pytest.raises(StoreUnavailable, match=r"small/mine cannot be written: Read-only.*temp_dir_root"):
         NodeCache(tmp_path / "node").new_work_dir("model", root=full_disk / "mine")
 

@@ -1,5 +1,6 @@
 """Damaged, lost and swapped bytes are noticed when they are loaded, and healed where the hub has them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,17 @@ def test_damaged_blobs_are_downloaded_again_and_healed(
     assert (
         read_tree(load_directory(store, reference, tmp_path / "b", cache=NodeCache(tmp_path / "c"))) == files
     )
+
+
+def test_tasks_that_heal_the_same_blob_at_once_keep_apart(
+    own_hub, snapshots, store, reference, manifest, read_tree, files, tmp_path: Path
+):
+    delete(store, manifest)
+    node = NodeCache(tmp_path / "fresh")
+    with ThreadPoolExecutor(6) as tasks:
+        places = [tmp_path / f"out{number}" for number in range(6)]
+        loaded = list(tasks.map(lambda place: snapshots(cache=node).load(reference, place), places))
+    assert all(read_tree(place) == files for place in loaded)
 
 
 @pytest.mark.parametrize(("damage", "error"), [(flip_bit, IntegrityError), (delete, ContentLost)])

@@ -90,7 +90,8 @@ def test_directories_of_another_machine_that_shares_the_cache_stay(cache: NodeCa
 
 
 def test_old_parts_and_staging_go_and_young_ones_stay(cache: NodeCache):
-    staging = cache.staging("hub/models--a/1234")
+    with cache.staging("hub/models--a/1234") as staging:
+        pass
     part = cache.root / "blobs" / "ab" / "x.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x")

@@ -90,7 +90,6 @@ class Fetcher:
         """
         request = self._request
         files = select_files(self._client, request, commit_hash)
-        staging = self._cache.staging(self._content(commit_hash))
         arrivals = Arrivals(self._store, self._content(commit_hash))
         about = {
             "type": "snapshot",
@@ -99,14 +98,15 @@ class Fetcher:
             "commit_hash": commit_hash,
             **request.selection.to_json(),
         }
-        while True:
-            stored = self._store_files(files, commit_hash, staging, arrivals)
-            manifest = publish(self._store, manifest_key, Manifest(files=stored, about=about))
-            if not condemned_files(self._store, manifest):
-                break
-            # A collection condemned a blob between our look and our manifest: the next generation is safe.
-            self._store.delete(manifest_key)
-        shutil.rmtree(staging, ignore_errors=True)
+        with self._cache.staging(self._content(commit_hash)) as staging:
+            while True:
+                stored = self._store_files(files, commit_hash, staging, arrivals)
+                manifest = publish(self._store, manifest_key, Manifest(files=stored, about=about))
+                if not condemned_files(self._store, manifest):
+                    break
+                # A collection condemned a blob between our look and our manifest: the next generation is safe.
+                self._store.delete(manifest_key)
+            shutil.rmtree(staging, ignore_errors=True)
         arrivals.clear(manifest)
         return manifest
 
@@ -120,14 +120,15 @@ class Fetcher:
     def fetch_again(self, commit_hash: str, file: ManifestFile) -> None:
         """Heals one damaged or missing blob with bytes from the hub, checked against the manifest."""
         remote = RemoteFile(file.path, file.size, file.oid or "", None if file.oid else file.sha256)
-        staging = self._cache.staging(self._content(commit_hash))
         blobs = Blobs(self._store)
 
         def heal(path: Path, digest: Digest) -> str:
             return blobs.heal(path, file.blob, digest)
 
         self._cache.forget(file.sha256)
-        self._bring_file(remote, commit_hash, staging, heal, Tally(file.path, file.size, self._on_event))
+        tally = Tally(file.path, file.size, self._on_event)
+        with self._cache.staging(self._content(commit_hash)) as staging:
+            self._bring_file(remote, commit_hash, staging, heal, tally)
 
     def _store_files(
         self, files: list[RemoteFile], commit_hash: str, staging: Path, arrivals: Arrivals

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -25,6 +25,7 @@ from metaflow_hf.store import node_claims, work_dirs
 from metaflow_hf.store.blobs import download_blob, hash_file
 from metaflow_hf.store.manifests import ManifestFile
 from metaflow_hf.store.objects import Digest, ObjectStore, new_nonce
+from metaflow_hf.store.staging import own_directory
 
 logger = logging.getLogger("metaflow_hf.store")
 
@@ -81,12 +82,16 @@ class NodeCache:
         """Where the bytes with this sha256 lie, if they do."""
         return self.root / "blobs" / sha256[:2] / sha256
 
-    def staging(self, name: str) -> Path:
-        """The directory of one unfinished download; it stays when the process dies, so that the next resumes."""
-        directory = self.root / "staging" / name
-        with self._explained():
-            directory.mkdir(parents=True, exist_ok=True)
-        return directory
+    @contextmanager
+    def staging(self, name: str) -> Iterator[Path]:
+        """The directory of one unfinished download, for this one alone while the context lasts.
+
+        It stays when the process dies, so that the next resumes; who comes while it is in use gets another.
+        """
+        with ExitStack() as stack:
+            with self._explained():
+                directory = stack.enter_context(own_directory(self.root / "staging" / name))
+            yield directory
 
     def new_work_dir(self, label: str, *, root: Path | None = None) -> Path:
         """A fresh private directory for one task, by default on the cache's own file system (for links)."""
