@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from metaflow_hf.errors import ConfigError, TrainingIncomplete
 from metaflow_hf.events import RoundClosed, StepDone
-from metaflow_hf.train import team
+from metaflow_hf.train import sharding, team
+from metaflow_hf.train.engine import Engine
 from metaflow_hf.train.lineage import Lineage
+from metaflow_hf.train.models import load_model
+from metaflow_hf.train.sharding import Replicas
 
 from .test_one_worker import final_weights
 
@@ -176,3 +180,33 @@ def test_what_needs_all_weights_in_one_place_is_refused_with_parts(training):
     refused = "optimizer.name: adamw_8bit, model.compile: true, rollout.use_chunked_training: true"
     with pytest.raises(ConfigError, match=f"cannot be used with {refused}"):
         training.work()
+
+
+def test_a_model_of_which_each_holds_a_part_is_not_moved_to_the_device_whole(training, monkeypatch):
+    """It may not fit there: `fully_shard` moves layer by layer. The device is torch's meta device, for want of a GPU."""
+    seen: list[set[str]] = []
+
+    def wrap(self, model):
+        seen.append({parameter.device.type for parameter in model.parameters()})
+        return model
+
+    monkeypatch.setattr(Replicas, "wrap", wrap)
+    place = torch.device("meta")
+    model = load_model(training.model_dir, training.config.model)
+    Engine(
+        model,
+        training.config,
+        place,
+        replicas=Replicas(rank=0, size=2, parallel="fsdp", device=place),
+    )
+    assert seen == [{"cpu"}]
+
+
+def test_the_parts_are_those_of_layers_not_of_experts():
+    def layer():
+        return nn.ModuleDict(
+            {"attention": nn.Linear(4, 4), "experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(8))}
+        )
+
+    layers = nn.ModuleList(layer() for _ in range(2))
+    assert sharding._layers(nn.Sequential(nn.Embedding(4, 4), layers)) == list(layers)

@@ -43,7 +43,8 @@ class Engine:
     ) -> None:
         self.settings = config.optimizer
         self.device = device
-        self.model = model.to(device).train()
+        # With several processes the model may be larger than the device: it is moved as it is wrapped.
+        self.model = (model if replicas else model.to(device)).train()
         if config.model.compile:
             self.model.compile()
         else:

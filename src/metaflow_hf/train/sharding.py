@@ -22,10 +22,14 @@ class Replicas:
     device: torch.device
 
     def wrap(self, model: nn.Module) -> Any:
-        """The model as its passes go through it; with ``fsdp`` its parameters are replaced by their parts."""
+        """The model as its passes go through it, moved to this process's device; with ``fsdp`` its parameters are
+        replaced by their parts, and no more than a layer is whole on the device at once.
+        """
         if self.parallel == "ddp":
             ids = [self.device.index or 0] if self.device.type == "cuda" else None
-            return nn.parallel.DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+            return nn.parallel.DistributedDataParallel(
+                model.to(self.device), device_ids=ids, gradient_as_bucket_view=True
+            )
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -104,9 +108,9 @@ def part_like(target: Tensor, value: Tensor) -> Any:
 
 
 def _layers(model: nn.Module) -> Sequence[nn.Module]:
-    """The decoder's layers: the longest list of modules."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=len, default=[])
+    """The decoder's layers: the list of modules that holds most parameters; experts within one may be more in number."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=lambda items: sum(p.numel() for p in items.parameters()), default=[]))
 
 
 def _rows(batch: Batch, rows: slice) -> Batch:
