@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from metaflow_hf.errors import ConfigError, TrainingIncomplete
@@ -111,16 +113,7 @@ def test_with_parts_long_sequences_are_trained_whole_unless_something_else_is_as
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_process_that_dies_ends_the_worker_with_its_name_and_none_outlives_it(training, monkeypatch):
-    started = []
-    start = team._start
-
-    def remember(rank, facts):
-        started.append(start(rank, facts))
-        return started[-1]
-
-    monkeypatch.setattr(team, "_start", remember)
-
+def test_a_process_that_dies_ends_the_worker_with_its_name_and_none_outlives_it(training, started):
     def kill(event):
         if isinstance(event, StepDone) and event.step == 3:
             os.kill(started[0][0].pid, signal.SIGKILL)
@@ -132,6 +125,88 @@ def test_a_process_that_dies_ends_the_worker_with_its_name_and_none_outlives_it(
     training.work()
     assert Lineage(training.store).newest().manifest.final
     assert [process.returncode for process, _ in started] == [-signal.SIGKILL, 0]
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The followers that are started, first to last, with the leader's ends of their pipes."""
+    followers = []
+    start = team._start
+
+    def remember(rank, facts):
+        followers.append(start(rank, facts))
+        return followers[-1]
+
+    monkeypatch.setattr(team, "_start", remember)
+    return followers
+
+
+def test_a_signal_to_all_processes_of_a_task_is_the_leader_s_to_answer(training, started):
+    """As `timeout`, Slurm and systemd send it: the claim in hand is finished, and counts as no failure."""
+    stop = threading.Event()
+
+    def signal_all(event):
+        if isinstance(event, StepDone) and event.step == 3:
+            os.kill(started[0][0].pid, signal.SIGTERM)
+            stop.set()
+
+    training.start(rounds={"gpus_per_worker": 2, "seconds": 60.0})
+    with pytest.raises(TrainingIncomplete, match="it was told to stop"):
+        training.work(on_event=signal_all, stop=stop)
+    lineage = Lineage(training.store)
+    (attempt,) = lineage.published(0)
+    delta, _ = lineage.delta(0, attempt)
+    assert (delta.positions, delta.failed, delta.released) == ([(0, 2)], [], [])
+
+
+def test_what_would_wait_for_ever_for_a_lost_process_is_broken_off(training, started, monkeypatch):
+    """NCCL's exchanges do, while gloo sees a connection break. What they leave behind is not trained on."""
+    broken = threading.Event()
+    monkeypatch.setattr(team, "_break_off", broken.set)
+    monkeypatch.setattr(team, "SEEN_SECONDS", 0.1)
+    add_up, lost = Replicas.sum, []
+
+    def wait_in_vain(self, value):
+        total = add_up(self, value)
+        if len(lost) < 3:
+            lost.append(total)
+        elif not broken.is_set():
+            started[0][0].kill()
+            assert broken.wait(60)
+        return total
+
+    monkeypatch.setattr(Replicas, "sum", wait_in_vain)
+    steps: list[StepDone] = []
+    training.start(rounds={"gpus_per_worker": 2})
+    with pytest.raises(TrainingIncomplete, match="process 1 of the 2 of this worker has ended"):
+        training.work(on_event=lambda event: steps.append(event) if isinstance(event, StepDone) else None)
+    assert len(steps) == 3
+
+
+def test_all_leave_the_group_together(training, started, monkeypatch):
+    """As NCCL asks for: the end of a group returns in no process before all have called it."""
+    leave = dist.destroy_process_group
+
+    def leave_together():
+        leave()
+        assert started[0][0].wait(60) == 0
+
+    monkeypatch.setattr(dist, "destroy_process_group", leave_together)
+    training.start(rounds={"gpus_per_worker": 2, "max_tokens": 300})
+    training.work()
+
+
+def test_nobody_waits_for_nccl_after_an_error(monkeypatch, tmp_path):
+    left = []
+    monkeypatch.setattr(dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append("left"))
+    replicas = Replicas(rank=0, size=2, parallel="ddp", device=torch.device("cuda", 0))
+    with pytest.raises(ZeroDivisionError), team.joined(replicas, tmp_path / "meeting"):
+        raise ZeroDivisionError
+    assert not left
+    with team.joined(replicas, tmp_path / "meeting", let_go=lambda: left.append("let go")):
+        pass
+    assert left == ["let go", "left"]
 
 
 def test_no_process_outlives_its_killed_leader(training):

@@ -1,8 +1,10 @@
 """``python -m metaflow_hf.train.follower FD FACTS``: a further process of a worker with several GPUs (see ``team``)."""
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,6 +13,10 @@ from multiprocessing.connection import Connection
 
 def main() -> int:
     """Follows; what goes wrong is told to the leader, whose log is the task's."""
+    # Signals that go to all processes of a task mean the leader, which finishes what it has in hand with this one.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+
     from metaflow_hf.train.team import follow
 
     pipe, facts = Connection(int(sys.argv[1])), json.loads(sys.argv[2])
@@ -19,8 +25,11 @@ def main() -> int:
         follow(facts, pipe)
     except Exception as error:
         logging.getLogger("metaflow_hf.train").exception("process %s of this worker failed", facts["rank"])
-        pipe.send(f"{type(error).__name__}: {error}")
-        raise
+        with contextlib.suppress(OSError):
+            pipe.send(f"{type(error).__name__}: {error}")
+        logging.shutdown()
+        # At once: what is under way on a GPU, for which an orderly end would wait, ends for nobody any more.
+        os._exit(1)
     return 0
 
 

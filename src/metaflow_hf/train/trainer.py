@@ -7,6 +7,7 @@ by the run's seed and the position, so it does not matter which worker trains it
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,9 +113,10 @@ class ModelTrainer:
         self._config = config
         self._settings = config.optimizer
         self._device = device
-        self._engine = Engine(
-            model, config, device, replicas=team.replicas if team else None, progress=progress
-        )
+        with team.together() if team else nullcontext():
+            self._engine = Engine(
+                model, config, device, replicas=team.replicas if team else None, progress=progress
+            )
         self._bad_in_a_row = 0
 
     def load(self, weights: Path, inner: Path | None) -> None:
@@ -165,9 +167,8 @@ class ModelTrainer:
 
     def _all(self, method: str, *arguments: Any) -> Any:
         """The same call of the engine in every process of this worker."""
-        if self._team is not None:
-            self._team.tell(method, *arguments)
-        return getattr(self._engine, method)(*arguments)
+        with self._team.together(method, *arguments) if self._team else nullcontext():
+            return getattr(self._engine, method)(*arguments)
 
     def _is_finite(self, loss: float, norm: float) -> bool:
         if math.isfinite(loss) and math.isfinite(norm):
