@@ -121,6 +121,24 @@ def test_a_damaged_manifest_is_gone_once_it_is_deleted(snapshots, store, referen
     assert snapshots().ensure(request_for()).digest == reference.digest
 
 
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_an_earlier_manifest_that_is_of_no_use_is_in_nobodys_way(
+    own_hub, snapshots, store, request_for, files, monkeypatch, is_gone
+):
+    key, _ = find_manifest(store, snapshots().ensure(request_for(allow_patterns="config.json")))
+    data, listed = store.get(key)[:-20], type(store).list
+    store.put(key, data)
+
+    def list_then_delete(self, prefix="", **options):
+        infos = list(listed(self, prefix, **options))
+        if is_gone and prefix.startswith("manifests/"):
+            self.delete(key)
+        return iter(infos)
+
+    monkeypatch.setattr(type(store), "list", list_then_delete)
+    assert snapshots().ensure(request_for()).num_files == len(files)
+
+
 def test_another_hub_is_named_and_not_asked(
     snapshots, store, reference, manifest, monkeypatch, tmp_path: Path
 ):

@@ -14,7 +14,7 @@ from typing import Final
 
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
-from metaflow_hf.errors import IntegrityError, SelectionError, StoreUnavailable
+from metaflow_hf.errors import IntegrityError, NotFound, SelectionError, StoreUnavailable
 from metaflow_hf.events import OnEvent
 from metaflow_hf.hub.arrivals import Arrivals
 from metaflow_hf.hub.client import HubClient, RemoteFile
@@ -253,7 +253,14 @@ class Fetcher:
         """Git's sha1 and size -> digest: what has arrived, and the newest manifests of this repository on this hub."""
         prefix = f"manifests/{self._request.endpoint.key}/{self._request.repo.key}"
         newest = sorted(self._store.list(prefix), key=lambda info: info.last_modified)[-EARLIER_MANIFESTS:]
-        stored = [file for info in newest for file in read_manifest(self._store, info.key).files]
+        stored: list[ManifestFile] = []
+        for info in newest:
+            try:
+                stored += read_manifest(self._store, info.key).files
+            except NotFound:  # deleted since it was listed
+                continue
+            except IntegrityError as error:
+                logger.warning("%s What it names is downloaded again.", error)
         return {(file.oid, file.size): file.digest for file in (*stored, *arrived) if file.oid}
 
 
