@@ -133,6 +133,12 @@ def test_empty_blocks_have_no_chunks(bare):
         tracker.close()
 
 
+def test_empty_blocks_are_passed_over_by_who_reads_in_order(bare):
+    directory = bare(block_00000=[], block_00001=texts("a", "b", "c"), block_00002=[], block_00003=texts("d"))
+    with BlockManager(directory, dataset_chunk_size=2) as manager:
+        assert [manager.get_chunk(*at) for at in ((1, 0), (1, 1), (3, 0))] == [["a", "b"], ["c"], ["d"]]
+
+
 def test_an_incomplete_dataset_without_commits_is_what_it_lists(bare, caplog):
     directory = bare(block_00000=texts("a", "b"))
     block = {"block_id": 0, "sample_count": 2, "start_index": 0, "end_index": 2, "file_path": "x/block_00000.jsonl",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from operator import index
 from pathlib import Path
 from types import TracebackType
@@ -260,17 +261,18 @@ class BlockManager:
         manifest = self._known.manifest
         if chunk.stop < manifest.blocks[chunk.block_id].sample_count:
             return self._chunk(manifest.blocks[chunk.block_id], chunk.chunk_id + 1, size)
-        if chunk.block_id + 1 < manifest.total_blocks:
-            return self._chunk(manifest.blocks[chunk.block_id + 1], 0, size)
-        return None
+        # Other software leaves blocks without a row.
+        later = islice(manifest.blocks, chunk.block_id + 1, None)
+        block = next((block for block in later if block.sample_count), None)
+        return None if block is None else self._chunk(block, 0, size)
 
     def _find_text_column(self, named: str | None) -> str:
         manifest = self._known.manifest
         if named is None and manifest.text_column:
             return manifest.text_column
-        if not manifest.blocks:
+        first = next((block for block in manifest.blocks if block.sample_count), None)
+        if first is None:
             return named or manifest.text_column or "text"
-        first = manifest.blocks[0]
         reader = BlockReader(self._store, partial(load_index, self._store), text_column="text")
         rows = reader.chunk_rows(first, 0, min(first.sample_count, 100))
         return find_text_column(rows, named=named, where=self._store.uri)
