@@ -371,6 +371,27 @@ def test_a_writer_that_was_stopped_does_not_take_its_successors_open_block(tmp_p
     assert verify_blocks(store) == []
 
 
+def test_a_build_that_another_took_over_gives_what_both_wrote(
+    memory_store, recording_store, write_jsonl, make_rows
+):
+    source = open_source(write_jsonl(make_rows(50)))
+    spec = plan_dataset(source, samples_per_block=10)
+    expected = write_dataset(source, spec, memory_store.child("whole"), lease_seconds=1)
+    store, other = memory_store.child("held up"), []
+
+    def take_over(method, key, _number):
+        if (method, key) == ("take", "blocks/block_00001.jsonl"):
+            observer = Observer(clock=itertools.count(step=10).__next__)
+            while not other:
+                lease = acquire(store, LEASE_KEY, owner="b", ttl=1, observer=observer)
+                other.extend([] if lease is None else [lease])
+            other[0].release()
+
+    assert write_dataset(source, spec, recording_store(store, take_over), lease_seconds=60) == expected
+    assert len(other) == 1
+    assert _objects(store) == _objects(memory_store.child("whole"))
+
+
 @pytest.mark.parametrize("limits", [{"max_rows": 2}, {"max_bytes": 26}, {"max_rows": 3}, {}])
 def test_what_is_read_together_changes_no_count(memory_store, limits):
     texts = ["a", "", "b", "", "", "c", "d", ""]

@@ -17,9 +17,10 @@ from metaflow_hf.data.records import is_published, read_completion, read_manifes
 from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources import Source, open_source
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_settings, hold_lease
-from metaflow_hf.errors import ConfigError, DatasetMismatch
+from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch
 from metaflow_hf.references import SnapshotRef
 from metaflow_hf.store import ObjectStore, encode_json, open_store, quote_part
+from metaflow_hf.store.leases import Lease
 
 logger = logging.getLogger("metaflow_hf.data")
 
@@ -153,26 +154,42 @@ def write_dataset(
 
     With ``num_proc`` above 1 that many further processes read and encode. ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
     """
-    lease = hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))
-    if lease is None:
-        return _finished(store, spec)
-    with lease:
-        writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
-        if writer.is_complete:
-            return writer.finish()
-        rows = encoded_batches(
-            source, spec, writer.cursor, num_proc=num_proc, directory=scratch_directory(store)
-        )
+    while (
+        lease := hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))
+    ) is not None:
         try:
-            with closing(rows):
-                for batch in rows:
-                    if stop():
-                        return _finished(store, spec)
-                    if not writer.append(batch):
-                        break
-            return writer.finish()
-        finally:
-            writer.discard()
+            with lease:
+                return _write(source, spec, store, lease, progress=progress, stop=stop, num_proc=num_proc)
+        except ClaimLost as error:
+            # This process was held up for too long: the other one's work is as good.
+            logger.warning("%s What it writes is waited for.", error)
+    return _finished(store, spec)
+
+
+def _write(
+    source: Source,
+    spec: DatasetSpec,
+    store: ObjectStore,
+    lease: Lease,
+    *,
+    progress: Progress | None,
+    stop: Callable[[], bool],
+    num_proc: int,
+) -> BlockManifest:
+    writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
+    if writer.is_complete:
+        return writer.finish()
+    rows = encoded_batches(source, spec, writer.cursor, num_proc=num_proc, directory=scratch_directory(store))
+    try:
+        with closing(rows):
+            for batch in rows:
+                if stop():
+                    return _finished(store, spec)
+                if not writer.append(batch):
+                    break
+        return writer.finish()
+    finally:
+        writer.discard()
 
 
 def default_store(spec: DatasetSpec) -> ObjectStore:
