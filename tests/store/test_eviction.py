@@ -45,6 +45,32 @@ def test_what_somebody_links_to_or_just_used_stays(cache: NodeCache, tmp_path: P
     assert [path.exists() for path in (linked, recent, old)] == [True, True, False]
 
 
+def test_what_cannot_be_removed_fails_nobody_and_keeps_the_rest_in_bounds(
+    cache: NodeCache, monkeypatch, caplog
+):
+    stuck, old = add(cache, 1, used=HOUR), add(cache, 2, used=2 * HOUR)
+    part = cache.root / "blobs" / "ab" / "x.part"
+    note = cache.root / "work" / "metaflow_hf_x.owner"
+    for left, content in (
+        (part, "x"),
+        (note, json.dumps({**work_dirs.owner_here(note.with_suffix("")), "boot": "before"})),
+    ):
+        left.parent.mkdir(parents=True)
+        left.write_text(content)
+    unlink = Path.unlink
+
+    def refuse(path: Path, **options):
+        if path in (stuck, part, note):
+            raise PermissionError(13, "of another user")
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    later = part.stat().st_mtime + 1000 * HOUR
+    assert trim(cache, max_bytes=1000, now=lambda: later, force=True) == 1000
+    assert not old.exists()
+    assert caplog.text.count("of another user") == 3
+
+
 def test_it_is_not_done_by_every_task(cache: NodeCache):
     add(cache, 1, used=HOUR)
     assert trim(cache, max_bytes=10_000, now=lambda: 100 * HOUR) == 0

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -72,8 +73,8 @@ def trim(
             break
         if blob.is_linked or now() - blob.used < IN_USE_SECONDS:
             continue
-        cache.forget(blob.path.name)
-        freed += blob.size
+        if _can(partial(cache.forget, blob.path.name), blob.path):
+            freed += blob.size
     if freed:
         logger.info("removed %d bytes from the node cache %s", freed, cache.root)
     return freed
@@ -96,7 +97,7 @@ def _remove_leftovers(cache: NodeCache, now: float) -> None:
     for pattern in ("*/*.part", "*/*.claim"):
         for left in (cache.root / "blobs").glob(pattern):
             if _age(left, now) > STALE_PART_SECONDS:
-                left.unlink(missing_ok=True)
+                _can(partial(left.unlink, missing_ok=True), left)
     for commit in (cache.root / "staging").glob("*/*/*"):
         if _age(commit, now) > STALE_STAGING_SECONDS:
             shutil.rmtree(commit, ignore_errors=True)
@@ -109,6 +110,16 @@ def _remove_stale_trees(cache: NodeCache, now: float) -> bool:
     for tree in stale:
         shutil.rmtree(tree, ignore_errors=True)
     return bool(stale)
+
+
+def _can(remove: Callable[[], None], what: Path) -> bool:
+    """Whether it could be removed; what cannot must fail nobody who has done his work and only tidies up."""
+    try:
+        remove()
+    except OSError as error:
+        logger.warning("%s cannot be removed: %s", what, error.strerror or error)
+        return False
+    return True
 
 
 def _age(path: Path, now: float) -> float:

@@ -1,12 +1,15 @@
 """Directories of running tasks, with a note of which process each belongs to, so that those of killed ones go."""
 
 import json
+import logging
 import os
 import platform
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Final, TypedDict
+
+logger = logging.getLogger("metaflow_hf.store")
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MACHINE_ID: Final = Path("/etc/machine-id")
@@ -50,11 +53,13 @@ def remove_orphans(register: Path) -> None:
     for note in register.glob("*.owner"):
         try:
             owner: Owner = json.loads(note.read_text())
+            if is_gone(owner):
+                remove(register, Path(owner["directory"]))
         except (FileNotFoundError, ValueError):
             # Removed by its owner, or about to be written.
             continue
-        if is_gone(owner):
-            remove(register, Path(owner["directory"]))
+        except OSError as error:
+            logger.warning("%s cannot be removed: %s", note, error.strerror or error)
 
 
 def boot_id() -> str:
