@@ -191,6 +191,24 @@ def test_the_speed_is_measured_only_where_it_says_something(model_dir: Path, mon
     assert tokens_per_second(model_dir, config, parameters=1_000) is None
 
 
+def test_the_speed_is_that_of_the_dtype_that_the_run_computes_in(model_dir: Path, monkeypatch):
+    """On a GPU fp32 is several times slower than bf16."""
+    config = TrainConfig.parse(
+        {"model": {"dtype": "bfloat16"}, "data": {"sequence_length": 32, "batch_size": 2}}
+    )
+    seen = []
+    forward = torch.nn.Linear.forward
+
+    def record(self, values):
+        result = forward(self, values)
+        seen.append(result.dtype)
+        return result
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", record)
+    assert tokens_per_second(model_dir, config, parameters=1_000) > 0
+    assert set(seen) == {torch.bfloat16}
+
+
 @pytest.mark.parametrize(
     ("visible", "branch", "workers", "seen"),
     [

@@ -11,7 +11,7 @@ from metaflow_hf import environment
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.train.devices import threads_per_worker
 from metaflow_hf.train.footprint import token_chunk
-from metaflow_hf.train.models import load_model, prepare, trained_parameters
+from metaflow_hf.train.models import compute_dtype, load_model, prepare, trained_parameters
 from metaflow_hf.train.optimizers import make_optimizer
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -26,7 +26,8 @@ FLOPS_PER_TOKEN: Final = 6
 
 
 def tokens_per_second(model_dir: Path, config: TrainConfig, *, parameters: int) -> float | None:
-    """Tokens a second of one worker, all workers of a local run at work; ``None`` where it cannot be told cheaply.
+    """Tokens a second of one worker, with all its GPUs, all workers of a local run at work; ``None`` where it cannot be
+    told cheaply.
 
     It is not measured where the workers run on other machines, the model is large, or sequences are rolled out.
     Passes on a CPU may be shorter than the run's; what they would take is scaled by tokens. Takes 20 seconds at
@@ -36,22 +37,26 @@ def tokens_per_second(model_dir: Path, config: TrainConfig, *, parameters: int) 
         return None
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
+    dtype, processes = compute_dtype(config.model, device), config.rounds.gpus_per_worker
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads_per_worker(config.rounds.workers))
+    torch.set_num_threads(threads_per_worker(config.rounds.workers * processes))
     try:
         with torch.random.fork_rng(devices=[device] if on_gpu else []):
-            model: Any = prepare(load_model(model_dir, config.model, initialise=True), config.model)
+            held = dtype if config.model.lora else torch.float32
+            model: Any = prepare(
+                load_model(model_dir, config.model, initialise=True, dtype=held), config.model
+            )
             model.to(device).train()
             shape = _shape(config, parameters, None if on_gpu else torch.get_num_threads())
             ids = torch.randint(0, model.config.vocab_size, shape, device=device)
             optimizer = make_optimizer(trained_parameters(model), config.optimizer, model)
-            passes, step = _fastest(model, optimizer, ids)
+            passes, step = _fastest(model, optimizer, ids, dtype)
     finally:
         torch.set_num_threads(threads)
     tokens = (
         config.data.batch_size * config.data.sequence_length * config.optimizer.gradient_accumulation_steps
     )
-    return tokens / (passes * tokens / ids.numel() + step)
+    return tokens / (passes * tokens / ids.numel() / processes + step)
 
 
 def _is_rolled_out(config: TrainConfig) -> bool:
@@ -69,18 +74,23 @@ def _shape(config: TrainConfig, parameters: int, cores: int | None) -> tuple[int
     return min(batch, max(tokens // length, 1)), length
 
 
-def _fastest(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> tuple[float, float]:
+def _fastest(
+    model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
     """Seconds of forward and backward, and of the optimiser, each the fastest of up to three."""
     began = time.perf_counter()
     found: list[tuple[float, float]] = []
     while len(found) < 3 and (not found or time.perf_counter() - began < PROBE_SECONDS / 2):
-        found.append(_seconds(model, optimizer, ids))
+        found.append(_seconds(model, optimizer, ids, dtype))
     return min(passes for passes, _ in found), min(step for _, step in found)
 
 
-def _seconds(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> tuple[float, float]:
+def _seconds(
+    model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor, dtype: torch.dtype
+) -> tuple[float, float]:
     began = time.perf_counter()
-    loss = model(input_ids=ids, labels=ids).loss
+    with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        loss = model(input_ids=ids, labels=ids).loss
     loss.backward()
     loss.item()  # waits for a GPU
     between = time.perf_counter()
