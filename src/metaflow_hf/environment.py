@@ -7,6 +7,7 @@ standard library is imported, so that a decorator may ask too.
 import os
 import tempfile
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -124,9 +125,15 @@ def runs_locally() -> bool:
 
 
 def visible_gpus() -> list[str] | None:
-    """The ids in ``CUDA_VISIBLE_DEVICES`` as they are written; ``None`` when it does not restrict anything."""
+    """The ids in ``CUDA_VISIBLE_DEVICES`` as they are written; ``None`` when it does not restrict anything.
+
+    As CUDA reads it: what no GPU can be called (``-1``, by which people hide all of them) ends the list.
+    """
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if value is None else [part.strip() for part in value.split(",") if part.strip()]
+    if value is None:
+        return None
+    ids = (part.strip() for part in value.split(",") if part.strip())
+    return list(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), ids))
 
 
 def see_only_gpus(gpus: Sequence[str]) -> None:

@@ -249,6 +249,10 @@ def test_a_worker_of_several_gpus_sees_its_own_and_no_more_than_it_has(monkeypat
         ("0,1", {"workers": 3, "share_gpus": True}, None),
         ("0,1", {"workers": 2}, None),
         ("", {"workers": 3}, None),
+        # Two ways to hide all of them, and one to hide what follows.
+        ("-1", {"workers": 3}, None),
+        ("NoDevFiles", {"workers": 3}, None),
+        ("0,-1,1", {"workers": 2}, "2 workers need 2 GPUs, and this machine shows 1"),
     ],
 )
 def test_more_workers_than_gpus_are_refused(monkeypatch, visible, rounds, said):
