@@ -15,6 +15,8 @@ from metaflow_hf.train.export import write_model
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import (
     compute_dtype,
+    declared_positions,
+    known_positions,
     load_model,
     load_tokenizer,
     prepare,
@@ -117,6 +119,17 @@ def test_a_decoder_of_another_family_is_taken(tmp_path):
     config = fixture_models.gpt2_config(vocab_size=100)
     (tmp_path / "config.json").write_bytes(tiny_models.config_file(config))
     assert trained_parameters(load_model(tmp_path, ModelConfig(initialise="random")))
+
+
+@pytest.mark.parametrize("written", [77, None])
+def test_the_positions_of_a_model_are_known_before_it_is_loaded(tmp_path, written):
+    """GPT-2 calls them `n_positions`; where they are not written down, the architecture's own number counts."""
+    values = {**fixture_models.gpt2_config(vocab_size=100), "n_positions": written}
+    values = {name: value for name, value in values.items() if value is not None}
+    (tmp_path / "config.json").write_bytes(tiny_models.config_file(values))
+    settings = ModelConfig(initialise="random")
+    assert declared_positions(tmp_path, settings) == (written or 1024)
+    assert known_positions(load_model(tmp_path, settings)) == (written or 1024)
 
 
 def test_a_checkpoint_that_lacks_weights_is_refused_by_name(model_dir, tmp_path):

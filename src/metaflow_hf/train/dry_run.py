@@ -86,7 +86,7 @@ class DryRun:
         """
         from metaflow_hf.data.batches import pieces
         from metaflow_hf.train.feed import Feed
-        from metaflow_hf.train.models import load_tokenizer
+        from metaflow_hf.train.models import declared_positions, load_tokenizer
         from metaflow_hf.train.spec import claim_samples, order_of
 
         with self._blocks(self.training) as blocks:
@@ -112,7 +112,7 @@ class DryRun:
                 tokenizer,
                 self.config,
                 text_column=self.config.data.text_column or blocks.text_column,
-                max_positions=self._known_positions(),
+                max_positions=declared_positions(self.model_dir, self.config.model),
                 held_out=self._held_out(),
             )
             span = order.locate(position)
@@ -150,11 +150,6 @@ class DryRun:
             return HeldOut.of(self.training.rows, self.config)
         with self._blocks(self.heldout) as blocks:
             return HeldOut.copies_of(evaluation_rows(blocks, self.config.evaluation.max_samples))
-
-    def _known_positions(self) -> int | None:
-        values = read_config_json(self.model_dir, self.config.model.name) | self.config.model.architecture
-        known = values.get("max_position_embeddings")
-        return known if isinstance(known, int) else None
 
     def _blocks(self, sampled: SampledDataset) -> BlockManager:
         return BlockManager(

@@ -133,7 +133,16 @@ def load_weights(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, T
 
 def known_positions(model: nn.Module) -> int | None:
     """The positions that the model knows, if its configuration says."""
-    known = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return _positions_of(getattr(model, "config", None))
+
+
+def declared_positions(model_dir: Path, config: ModelConfig) -> int | None:
+    """``known_positions`` of the model in ``model_dir``, which is not loaded for the question."""
+    return _positions_of(_architecture(model_dir, config))
+
+
+def _positions_of(architecture: Any) -> int | None:
+    known = getattr(architecture, "max_position_embeddings", None)
     return known if isinstance(known, int) else None
 
 
