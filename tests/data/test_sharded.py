@@ -161,6 +161,21 @@ def test_a_source_that_changed_is_noticed(source, tmp_path):
         plan.build([0], open_store(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("other", [{"samples_per_block": 9}, {"on_bad_row": "skip"}, {"location": "other"}])
+def test_complete_shards_of_another_dataset_are_not_taken(source, tmp_path, other):
+    there = ShardedDataset.plan(source, samples_per_block=10)
+    root = open_store(tmp_path / "out")
+    there.build(range(len(there.sizes)), root)
+    settings = {"samples_per_block": 10, "location": source, **other}
+    if settings["location"] == "other":
+        settings["location"] = shutil.copytree(source, tmp_path / "other")
+    plan = ShardedDataset.plan(**settings)
+    with pytest.raises(DatasetMismatch, match="another dataset"):
+        plan.build([0], root)
+    with pytest.raises(DatasetMismatch, match="another dataset"):
+        plan.assemble(root)
+
+
 def test_limits_are_refused(source):
     with pytest.raises(ConfigError, match="max_rows"):
         ShardedDataset.plan(source, samples_per_block=10, max_rows=5)

@@ -23,7 +23,14 @@ import msgspec
 
 from metaflow_hf.data.build import dataset_key, default_store, plan_dataset, write_dataset
 from metaflow_hf.data.manifest import BlockEntry, BlockManifest, Completion, DatasetSpec
-from metaflow_hf.data.records import COMPLETE_KEY, MANIFEST_KEY, encode, is_published, read_manifest
+from metaflow_hf.data.records import (
+    COMPLETE_KEY,
+    MANIFEST_KEY,
+    encode,
+    is_published,
+    read_completion,
+    read_manifest,
+)
 from metaflow_hf.data.sources import Source, open_source
 from metaflow_hf.data.sources.documents import document_format
 from metaflow_hf.data.sources.files import FileSource
@@ -191,7 +198,17 @@ class ShardedDataset:
         )
 
     def _manifest(self, root: ObjectStore, shard: int) -> BlockManifest:
-        manifest = read_manifest(_shard_store(root, shard))
+        """What is there of a shard. Raises ``DatasetMismatch`` for a complete one of another source or other settings."""
+        store = _shard_store(root, shard)
+        completion = read_completion(store)
+        if completion is not None:
+            stored = completion.spec
+            source = stored.source if stored.source.startswith(f"{self.spec.source}/") else self.spec.source
+            expected = msgspec.structs.replace(
+                self.spec, dataset_name=stored.dataset_name, source=source, by_shard=False
+            )
+            expected.check_same(stored, where=store.uri)
+        manifest = read_manifest(store)
         return manifest or BlockManifest.of(self.spec, [], skipped_rows=0, is_complete=False)
 
 
