@@ -143,6 +143,22 @@ def test_a_random_reader_prefetches_nothing_in_vain(blocks, recording_store):
     assert len(reads) <= 6, "at most the one chunk after the first is read ahead"
 
 
+def test_the_size_of_a_chunk_may_change_from_call_to_call(blocks):
+    directory, rows = blocks
+    with BlockManager(directory, dataset_chunk_size=10) as manager:
+        for block_id, chunk_id, size in (
+            (0, 67, 10),
+            (0, 1, 400),
+            (1, 9, 100),
+            (1, 1, 999),
+            (5, 0, 300),
+            (5, 9, 30),
+        ):
+            first = block_id * 1000 + chunk_id * size
+            expected = rows[first : min(first + size, block_id * 1000 + 1000)]
+            assert manager.get_chunk(block_id, chunk_id, size) == [row["text"] for row in expected]
+
+
 def test_the_cache_holds_ten_chunks(blocks, recording_store):
     directory, _ = blocks
     store = recording_store(open_store(directory))

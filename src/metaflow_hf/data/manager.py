@@ -260,7 +260,9 @@ class BlockManager:
     def _following(self, chunk: Chunk, size: int) -> Chunk | None:
         manifest = self._known.manifest
         if chunk.stop < manifest.blocks[chunk.block_id].sample_count:
-            return self._chunk(manifest.blocks[chunk.block_id], chunk.chunk_id + 1, size)
+            number, rest = divmod(chunk.stop, size)
+            # A chunk of another size may end where none of this size begins.
+            return None if rest else self._chunk(manifest.blocks[chunk.block_id], number, size)
         # Other software leaves blocks without a row.
         later = islice(manifest.blocks, chunk.block_id + 1, None)
         block = next((block for block in later if block.sample_count), None)
