@@ -78,14 +78,7 @@ def forecast(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> Forecast:
     Raises UnsupportedModelError for a configuration that transformers builds no causal language model from.
     """
     text = config.get_text_config(decoder=True)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(_runs_anywhere(config), dtype=dtype)
-    except _FAULTS as error:
-        raise UnsupportedModelError(
-            f"{config.model_type}: transformers builds no causal language model from this configuration "
-            f"({type(error).__name__}: {_first_line(error)})."
-        ) from error
+    model = _without_values(config, dtype)
     per_token, per_chunk = _carry_sizes(model)
     positions = getattr(text, "max_position_embeddings", None)
     return Forecast(
@@ -100,6 +93,30 @@ def forecast(config: Any, *, dtype: torch.dtype = torch.bfloat16) -> Forecast:
         bytes_per_token=per_token,
         bytes_per_token_chunk=per_chunk,
     )
+
+
+def carry_bytes(
+    config: Any, num_tokens: int, chunk_size: int, *, exact: bool, dtype: torch.dtype
+) -> int | None:
+    """What one row of so many tokens leaves behind: keys, values and, where gradients are exact, theirs; and states at
+    the borders of token chunks. None where that is unknown. Raises UnsupportedModelError as `forecast` does.
+    """
+    per_token, per_chunk = _carry_sizes(_without_values(config, dtype))
+    if per_token is None or per_chunk is None:
+        return None
+    return num_tokens * per_token * (2 if exact else 1) + -(-num_tokens // chunk_size) * per_chunk
+
+
+def _without_values(config: Any, dtype: torch.dtype) -> nn.Module:
+    try:
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(_runs_anywhere(config), dtype=dtype)
+    except _FAULTS as error:
+        raise UnsupportedModelError(
+            f"{config.model_type}: transformers builds no causal language model from this configuration "
+            f"({type(error).__name__}: {_first_line(error)})."
+        ) from error
+    return model
 
 
 def _report_of_miniature(config: Any) -> RolloutReport:
@@ -122,6 +139,11 @@ def _carry_sizes(model: nn.Module) -> tuple[int | None, int | None]:
         with torch.no_grad():
             lm.fill({"input_ids": tokens, "position_ids": torch.arange(_FEW, device="meta")[None]}, carry)
             carry.seek(_FEW, writing=True)
+        if carry.unused_layers():
+            _log.info(
+                f"{type(model).__name__}: sizes of its carry are unknown (it takes no notice of a cache)"
+            )
+            return None, None
         return carry.token_bytes() // _FEW, carry.border_bytes()
     except (UnsupportedModelError, *_FAULTS) as error:
         _log.info(f"{type(model).__name__}: sizes of its carry are unknown ({type(error).__name__}: {error})")

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.sizes import token_chunk_size
-from metaflow_hf.train.models import load_model, prepare
+from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.train.models import load_model, prepare, read_architecture
 from metaflow_hf.train.optimizers import bytes_per_parameter
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -23,7 +24,7 @@ ROUNDS_KEPT: Final = 2
 
 def memory_of_worker(model_dir: Path, config: TrainConfig, dtype: torch.dtype) -> dict[str, int]:
     """Bytes of ``weights``, ``gradients``, ``optimizer`` and ``activations`` of one batch, and of the ``carry`` of a
-    sequence that is rolled out (keys and values of the past and their gradients).
+    sequence that is rolled out (keys and values of the past and their gradients, and recurrent states).
 
     Nothing is computed: the model is on torch's meta device. Activations are what autograd keeps, with attention that
     keeps no matrix of scores; 0 where that could not be told.
@@ -35,8 +36,9 @@ def memory_of_worker(model_dir: Path, config: TrainConfig, dtype: torch.dtype) -
     length, carry = config.data.sequence_length, 0
     chunk = token_chunk(config)
     if config.rollout.use_chunked_training is not False and length > chunk:
-        carry = _carry_bytes(model, config, dtype)
-        length = chunk
+        found = _carry_bytes(model_dir, config, dtype, chunk)
+        # One that leaves nothing behind, as far as can be told, is trained whole.
+        carry, length = (0, length) if found is None else (found, chunk)
     return {
         "weights": trained * FP32_BYTES + frozen * width,
         "gradients": trained * FP32_BYTES,
@@ -107,15 +109,22 @@ def _activation_bytes(
     return sum(size for size, _ in kept.values())
 
 
-def _carry_bytes(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> int:
-    """Keys and values of the whole batch, and their gradients where these are exact."""
-    about: Any = getattr(model, "config", None)
-    text = about.get_text_config(decoder=True)
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    tokens = config.data.batch_size * config.data.sequence_length
-    times = 2 if config.rollout.gradient == "exact" else 1
-    return 2 * int(text.num_hidden_layers) * heads * head_size * tokens * dtype.itemsize * times
+def _carry_bytes(model_dir: Path, config: TrainConfig, dtype: torch.dtype, chunk: int) -> int | None:
+    """What the whole batch leaves behind; ``None`` where that cannot be told."""
+    from metaflow_hf.rollout.forecast import carry_bytes
+
+    try:
+        row = carry_bytes(
+            read_architecture(model_dir, config.model),
+            config.data.sequence_length,
+            chunk,
+            exact=config.rollout.gradient == "exact",
+            dtype=dtype,
+        )
+    except UnsupportedModelError as error:
+        logger.info("the carry of %s cannot be counted: %s", config.model.name, error)
+        return None
+    return None if row is None else row * config.data.batch_size
 
 
 class _Attention(torch.autograd.Function):

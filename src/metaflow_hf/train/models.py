@@ -73,7 +73,7 @@ def _load_model(
 ) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    architecture = _architecture(model_dir, config)
+    architecture = read_architecture(model_dir, config)
     fresh = config.initialise == "random" if initialise is None else initialise
     if fresh:
         with torch.random.fork_rng(devices=[]):
@@ -138,7 +138,7 @@ def known_positions(model: nn.Module) -> int | None:
 
 def declared_positions(model_dir: Path, config: ModelConfig) -> int | None:
     """``known_positions`` of the model in ``model_dir``, which is not loaded for the question."""
-    return _positions_of(_architecture(model_dir, config))
+    return _positions_of(read_architecture(model_dir, config))
 
 
 def _positions_of(architecture: Any) -> int | None:
@@ -165,7 +165,7 @@ def export_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
         return _DTYPES[config.dtype]
     if config.initialise == "random":
         return torch.float32
-    declared: Any = getattr(_architecture(model_dir, config), "dtype", None)
+    declared: Any = getattr(read_architecture(model_dir, config), "dtype", None)
     return next((dtype for dtype in _DTYPES.values() if dtype == declared), torch.float32)
 
 
@@ -176,7 +176,11 @@ def save_model(model: nn.Module, directory: Path) -> None:
         exported.save_pretrained(directory)
 
 
-def _architecture(model_dir: Path, config: ModelConfig) -> Any:
+def read_architecture(model_dir: Path, config: ModelConfig) -> Any:
+    """The model's configuration in transformers, with the values of ``model.architecture``.
+
+    Raises ``UnsupportedModelError`` for one that is no causal language model, ``ConfigError`` for values that it has not.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
