@@ -113,7 +113,11 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad():
-            parts = [_losses(model, inputs.to(place), targets.to(place)).cpu() for inputs, targets in windows]
+            roll_out = _is_to_be_rolled_out(model, sequence_length)
+            parts = [
+                _losses(model, inputs.to(place), targets.to(place), roll_out=roll_out).cpu()
+                for inputs, targets in windows
+            ]
     finally:
         model.train(was_training)
     losses = torch.cat(parts)
@@ -220,13 +224,24 @@ def _logits_bytes(model: nn.Module, tokens: int) -> int:
     return tokens * int(getattr(text_config, "vocab_size", 1)) * 4
 
 
-def _losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+def _is_to_be_rolled_out(model: nn.Module, length: int) -> bool:
+    """Whether windows that are too long alone go through the rollout."""
+    if _logits_bytes(model, length) <= LOGITS_BYTES:
+        return False
+    from metaflow_hf.rollout.probe import require
+
+    try:
+        require(model, exact=False)
+    except UnsupportedModelError as error:
+        logger.warning(f"all logits of {length:,} tokens are made at once: {error}")
+        return False
+    return True
+
+
+def _losses(model: nn.Module, inputs: Tensor, targets: Tensor, *, roll_out: bool) -> Tensor:
     """The loss of each counted target [N], in order, in double precision."""
-    if _logits_bytes(model, inputs.numel()) > LOGITS_BYTES:
-        try:
-            return _rolled_out(model, inputs, targets)
-        except UnsupportedModelError as error:
-            logger.warning(f"all logits of {inputs.shape[1]:,} tokens are made at once: {error}")
+    if roll_out and _logits_bytes(model, inputs.numel()) > LOGITS_BYTES:
+        return _rolled_out(model, inputs, targets)
     logits = model(input_ids=inputs, use_cache=False).logits
     losses = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
     return losses[targets.flatten() != IGNORE_INDEX].double()
