@@ -168,3 +168,16 @@ def test_code_of_others_only_at_a_pinned_commit():
 )
 def test_values_that_torch_would_refuse_later_are_refused_now(text: str):
     assert len(mistakes(text)) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "gpus"),
+    [
+        ({}, 1),
+        ({"rounds": {"gpus_per_worker": 8}}, 8),
+        ({"rounds": {"gpus_per_worker": 8}, "resources": {"cpu": 16}}, 8),
+        ({"rounds": {"gpus_per_worker": 8}, "resources": {"gpu": 4}}, 4),
+    ],
+)
+def test_a_branch_of_several_processes_gets_a_gpu_for_each(values, gpus):
+    assert TrainConfig.parse(values).resources.gpu == gpus

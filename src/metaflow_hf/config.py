@@ -76,6 +76,17 @@ class TrainConfig(Section):
     publish: PublishConfig = PublishConfig()
     resources: ResourcesConfig = ResourcesConfig()
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _a_gpu_for_each_process(cls, values: Any) -> Any:
+        rounds, resources = values.get("rounds", {}), values.get("resources", {})
+        if not isinstance(rounds, Mapping) or not isinstance(resources, Mapping) or "gpu" in resources:
+            return values
+        wanted = rounds.get("gpus_per_worker")
+        if not isinstance(wanted, int) or wanted < 2:
+            return values
+        return {**values, "resources": {**resources, "gpu": wanted}}
+
     @pydantic.field_validator("hub")
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:

@@ -255,7 +255,7 @@ class EvaluationConfig(Section):
 
 class ResourcesConfig(Section):
     """What a branch of training gets on a cluster, in the words of Metaflow's ``@resources``; a run on this machine
-    takes no notice. ``memory`` is in megabytes.
+    takes no notice. ``gpu`` is by default as many as ``rounds.gpus_per_worker``; ``memory`` is in megabytes.
     """
 
     gpu: NonNegativeInt = 1
