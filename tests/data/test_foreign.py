@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from metaflow_hf.data import BlockManager, ChunkTracker
+from metaflow_hf.data import BlockManager, ChunkTracker, verify_blocks
 from metaflow_hf.errors import IntegrityError, StoreUnavailable
 from metaflow_hf.store import open_store
 
@@ -137,6 +137,13 @@ def test_empty_blocks_are_passed_over_by_who_reads_in_order(bare):
     directory = bare(block_00000=[], block_00001=texts("a", "b", "c"), block_00002=[], block_00003=texts("d"))
     with BlockManager(directory, dataset_chunk_size=2) as manager:
         assert [manager.get_chunk(*at) for at in ((1, 0), (1, 1), (3, 0))] == [["a", "b"], ["c"], ["d"]]
+
+
+def test_a_block_of_nothing_but_blank_lines_is_not_damaged(bare):
+    directory = bare(block_00000=texts("a"), block_00001=b"\n \n")
+    with BlockManager(directory) as manager:
+        assert manager.manifest.total_samples == 1
+    assert verify_blocks(directory) == []
 
 
 def test_an_incomplete_dataset_without_commits_is_what_it_lists(bare, caplog):

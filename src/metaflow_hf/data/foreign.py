@@ -35,7 +35,9 @@ def load_index(store: ObjectStore, block: BlockEntry) -> BlockIndex:
     index = BlockIndex.from_bytes(
         data, where=f"{store.uri}/{block.index_key} (the index of {block.file_name})"
     )
-    if index.num_rows != block.sample_count or block.size_bytes not in (0, index.size_bytes):
+    # Of a block without rows the index has no bytes either, whatever blank lines there are.
+    is_other_size = index.num_rows > 0 and block.size_bytes not in (0, index.size_bytes)
+    if index.num_rows != block.sample_count or is_other_size:
         raise IntegrityError(
             f"{block.file_name} and its index disagree: {index.num_rows} rows in {index.size_bytes} bytes indexed, "
             f"{block.sample_count} rows in {block.size_bytes} bytes in the manifest. Restore the block, or delete "
