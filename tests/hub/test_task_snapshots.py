@@ -1,6 +1,7 @@
 """`current.huggingface_hub` and `current.model` where a flow is not needed to see what they do."""
 
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,35 @@ def test_two_repositories_that_overwrite_each_other_in_one_path_are_an_error(tas
     task.load_entries(parse_snapshots([("acme/model", path), ("third/model", path)]))
     with pytest.raises(SelectionError, match=r"both have a file 'config\.json'"):
         task.load_entries(parse_snapshots([("other/model", path)]))
+
+
+def test_two_models_do_not_mix_in_one_path(models, tmp_path: Path):
+    references = []
+    for name, files in (("one", ("config.json", "model-1-of-2")), ("two", ("config.json", "model"))):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text(name)
+        references.append(models.save(tmp_path / name))
+    path = tmp_path / "here"
+    for _ in range(2):
+        models.load(references[0], str(path))
+    with pytest.raises(SelectionError, match=r"both have a file 'config\.json'"):
+        models.load(references[1], str(path))
+    assert (path / "config.json").read_text() == "one"
+    shutil.rmtree(path)
+    models.load(references[1], str(path))
+    assert sorted(file.name for file in path.iterdir()) == ["config.json", "model"]
+
+
+def test_two_repositories_that_are_on_their_way_to_one_path_are_an_error(task, own_hub, tmp_path: Path):
+    own_hub.content.add("other/model", {"config.json": b"{}"})
+    path = str(tmp_path / "shared")
+    with (
+        task._directories.claim(Path(path), ["config.json"], "another one"),
+        pytest.raises(SelectionError, match="both have a file"),
+    ):
+        task.snapshot_download("other/model", local_dir=path)
+    task.snapshot_download("other/model", local_dir=path)
 
 
 def test_a_repository_is_found_by_its_id_unless_that_is_ambiguous(task, own_hub):

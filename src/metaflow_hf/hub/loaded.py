@@ -1,7 +1,10 @@
 """What a task has loaded: paths by name, and the directories that go when the task ends."""
 
 import logging
+import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,9 @@ class Directories:
         self._root = None if root is None else Path(root)
         self._own: list[Path] = []
         self._written: dict[Path, dict[str, str]] = {}
+        # How many loads write there at this moment.
+        self._loading: Counter[Path] = Counter()
+        self._lock = threading.Lock()
 
     def new(self, label: str) -> Path:
         """A fresh directory, which is removed when the task ends."""
@@ -69,18 +75,28 @@ class Directories:
         self._own.append(directory)
         return directory
 
-    def claim(self, target: Path, paths: Iterable[str], what: str) -> None:
-        """Notes what is loaded into a directory. Raises ``SelectionError`` when two things would overwrite each
-        other there.
+    @contextmanager
+    def claim(self, target: Path, paths: Iterable[str], what: str) -> Iterator[None]:
+        """For the time in which ``what`` is loaded into a directory; notes what lies there afterwards. Raises
+        ``SelectionError`` when it would overwrite files of something else that are there still, or on their way.
         """
-        written = self._written.setdefault(target.absolute().resolve(), {})
-        for path in paths:
-            other = written.setdefault(path, what)
-            if other != what:
-                raise SelectionError(
-                    f"{other} and {what} both have a file {path!r} and are loaded into {str(target)!r}: give them "
-                    "different paths."
-                )
+        place, claimed = target.absolute().resolve(), list(paths)
+        with self._lock:
+            written = self._written.setdefault(place, {})
+            for path in claimed:
+                other = written.get(path, what)
+                if other != what and (self._loading[place] or (place / path).exists()):
+                    raise SelectionError(
+                        f"{other} and {what} both have a file {path!r} and are loaded into {str(target)!r}: give them "
+                        "different paths."
+                    )
+            written.update(dict.fromkeys(claimed, what))
+            self._loading[place] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._loading[place] -= 1
 
     def remove(self, directory: Path) -> None:
         """Removes one of the task's own directories before its end."""

@@ -84,9 +84,10 @@ class TaskModels:
         """The path of a directory with the files of a reference, a key, or a ``ModelRef``-like object.
 
         Without ``path`` a directory of the task's own, which goes when the task ends; with it real, writable files,
-        beside whatever lies there.
+        beside whatever lies there. Raises ``SelectionError`` where they would mix with those of another reference that
+        this task loaded into ``path``.
         """
-        return self._load(reference, path, what="the model")
+        return self._load(reference, path)
 
     def load_entries(
         self, entries: Sequence[ModelEntry], find: Callable[[str], Any], *, best_effort: bool = False
@@ -121,26 +122,29 @@ class TaskModels:
         key, kind = _describe(reference)
         began = self._clock()
         self._say(f"Loading Artifact with name `{entry.name}` [type:{kind}] with key: {key}")
-        path = self._load(reference, entry.path, what=f"artifact {entry.name!r}")
+        path = self._load(reference, entry.path, name=entry.name)
         self._say(f"Loaded artifact `{entry.name}[type:{kind}]` in {self._clock() - began:.2f} seconds")
         info = dict(reference) if isinstance(reference, Mapping) else {"key": key, "type": kind}
         self._loaded._add(entry.name, path, info)  # noqa: SLF001
 
-    def _load(self, reference: Reference | Mapping[str, Any] | str, path: str | None, *, what: str) -> str:
+    def _load(
+        self, reference: Reference | Mapping[str, Any] | str, path: str | None, *, name: str | None = None
+    ) -> str:
         key, manifest = find_manifest(self._store, reference)
+        what = key if name is None else f"artifact {name!r}"
         label = str(manifest.about.get("label") or manifest.about.get("repo_id") or "model")
         target = Path(path) if path is not None else self._directories.new(quote_part(label)[:60])
-        self._directories.claim(target, (file.path for file in manifest.files), what)
-        load_manifest(
-            self._store,
-            key,
-            manifest,
-            target,
-            cache=self._cache,
-            verify=self._verify,
-            link_large=path is None,
-            materialize_mode=self._materialize,
-        )
+        with self._directories.claim(target, (file.path for file in manifest.files), what):
+            load_manifest(
+                self._store,
+                key,
+                manifest,
+                target,
+                cache=self._cache,
+                verify=self._verify,
+                link_large=path is None,
+                materialize_mode=self._materialize,
+            )
         return str(target) if path is None else path
 
 

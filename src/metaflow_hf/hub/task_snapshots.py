@@ -200,19 +200,18 @@ class TaskSnapshots:
     ) -> None:
         target = Path(path)
         _, manifest = find_manifest(self._store, reference)
-        self._directories.claim(
-            target, (file.path for file in manifest.files), f"{request.repo} at {request.revision!r}"
-        )
-        shown = "./" if path == "." else path  # before a full stop
-        self._say(f"Loading model from datastore to {shown}. Model being loaded: {reference.key}")
-        self._snapshots.load(
-            reference,
-            target,
-            verify=self._verify,
-            link_large=is_own,
-            materialize_mode=self._materialize,
-            token=request.token,
-        )
+        what = f"{request.repo} at {request.revision!r}"
+        with self._directories.claim(target, (file.path for file in manifest.files), what):
+            shown = "./" if path == "." else path  # before a full stop
+            self._say(f"Loading model from datastore to {shown}. Model being loaded: {reference.key}")
+            self._snapshots.load(
+                reference,
+                target,
+                verify=self._verify,
+                link_large=is_own,
+                materialize_mode=self._materialize,
+                token=request.token,
+            )
 
 
 def _refuse_dry_run(request: SnapshotRequest) -> None:
