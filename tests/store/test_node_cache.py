@@ -10,6 +10,7 @@ from metaflow_hf.errors import IntegrityError, StoreUnavailable
 from metaflow_hf.store import materialize as materialize_module
 from metaflow_hf.store import open_store
 from metaflow_hf.store.blobs import hash_file, put_blob
+from metaflow_hf.store.inspection import node_usage
 from metaflow_hf.store.manifests import Manifest, ManifestFile
 from metaflow_hf.store.materialize import materialize
 from metaflow_hf.store.node_cache import NodeCache
@@ -156,6 +157,26 @@ def test_file_systems_that_cannot_link_get_copies(
     monkeypatch.setattr(os, "link", refuse)
     work = materialize(disk, manifest, tmp_path / "work", cache=cache, link_large=True)
     assert (work / "large.bin").stat().st_nlink == 1
+
+
+def test_usage_counts_each_file_once_while_others_come_and_go(disk, cache, manifest, no_reflink, monkeypatch):
+    for number in range(2):
+        materialize(disk, manifest, cache.root / f"tree{number}", cache=cache, link_large=True)
+    gone = cache.new_work_dir("gone")
+    scandir = os.scandir
+
+    def scan(path):
+        if os.fspath(path) == str(gone):
+            gone.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    used = node_usage(cache)
+    monkeypatch.undo()
+    assert not gone.exists()
+    files = {path.stat().st_ino: path.stat().st_size for path in cache.root.rglob("*") if path.is_file()}
+    assert (used.objects, used.size) == (len(files), sum(files.values()))
+    assert 5000 <= used.size < 10_000
 
 
 def test_the_cache_is_private_and_refuses_others(tmp_path: Path, monkeypatch):

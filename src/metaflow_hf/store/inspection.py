@@ -1,7 +1,9 @@
 """What a store holds: how much of what, which models, and whether the bytes are still right."""
 
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -84,15 +86,15 @@ def usage(store: ObjectStore) -> list[Usage]:
 
 
 def node_usage(cache: NodeCache) -> Usage:
-    """What the node's cache takes on this machine's disk."""
-    sizes = []
-    for path in cache.root.rglob("*"):
-        try:
-            if path.is_file():
-                sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # other processes come and go
-            continue
-    return Usage(str(cache.root), len(sizes), sum(sizes))
+    """What the node's cache takes on this machine's disk; a file that is linked into a task's directory counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    # Other processes come and go: a directory that is gone is passed over.
+    for folder, _, names in os.walk(cache.root):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = os.stat(os.path.join(folder, name))  # noqa: PTH116, PTH118  there may be many
+                sizes[found.st_dev, found.st_ino] = found.st_size
+    return Usage(str(cache.root), len(sizes), sum(sizes.values()))
 
 
 def verify(store: ObjectStore, keys: Iterable[str], cache: NodeCache) -> Iterator[tuple[str, list[Problem]]]:
