@@ -204,6 +204,17 @@ def test_or_are_left_out_where_that_is_configured(training, caplog):
     assert "training goes on without it" in caplog.text
 
 
+def test_a_step_that_is_left_out_costs_fp16_no_precision(training):
+    """The loss scale was lowered in vain; with the rest of it later gradients would vanish, for thousands of steps."""
+    trainer = trainer_of(training, TEXTS, model={"dtype": "float16"}, optimizer={"on_non_finite": "skip"})
+    poisoned(trainer, set(range(1, 18)), math.inf)
+    scales = [trainer._engine.scaler.get_scale()]
+    for _ in trainer.train(claim_of(TEXTS), lambda part, tokens: 1e-2):
+        scales.append(trainer._engine.scaler.get_scale())
+    assert len(scales) == len(trainer.batches(claim_of(TEXTS)))
+    assert set(scales) == {2.0**16}
+
+
 def test_but_not_for_ever(training, monkeypatch):
     monkeypatch.setattr("metaflow_hf.train.trainer.MOST_IN_A_ROW", 2)
     assert nonfinite.MOST_IN_A_ROW >= 2

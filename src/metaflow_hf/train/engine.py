@@ -70,6 +70,7 @@ class Engine:
 
     def step(self, batches: Sequence[Batch], learning_rate: float) -> tuple[float, float]:
         """One step of the optimiser: the mean loss and the norm of the gradients. Nothing moves unless both are finite."""
+        scale_before = self.scaler.state_dict() if self.scaler is not None else {}
         loss, norm = self._loss_and_norm(batches)
         while self._overflowed(loss, norm):
             self.optimizer.zero_grad(set_to_none=True)
@@ -78,6 +79,9 @@ class Engine:
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
             self.optimizer.step()
+        elif self.scaler is not None:
+            # The scale was not the reason, and steps that are well would lose their small gradients with less.
+            self.scaler.load_state_dict(scale_before)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
