@@ -1,5 +1,6 @@
 """From a claim to optimiser steps."""
 
+import shutil
 import threading
 from collections import Counter
 from contextlib import closing
@@ -384,3 +385,29 @@ def test_a_text_and_its_copies_are_on_one_side_and_every_row_is_on_one(training,
     trained = tokenizer.decode(tokens).split(tokenizer.eos_token)[:-1]
     assert len(measured) == len(set(measured)) > 5
     assert sorted(trained) == sorted(row for row in rows if row not in measured)
+
+
+@pytest.fixture
+def larger_tokenizer(training, tmp_path):
+    """A tokenizer with two tokens more than the model has embeddings for, one of which pads."""
+    directory = shutil.copytree(training.model_dir, tmp_path / "larger")
+    tokenizer = load_tokenizer(directory)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.add_tokens(["<|call|>"])
+    tokenizer.save_pretrained(directory)
+    training.model_dir = directory
+    return tokenizer
+
+
+def test_a_padding_token_that_the_model_does_not_know_is_not_needed(training, larger_tokenizer):
+    trainer = trainer_of(training, ["a list of the names", "a file"], data={"packing": False})
+    known = trainer._engine.model.get_input_embeddings().weight.shape[0]
+    assert larger_tokenizer.pad_token_id >= known
+    (step,) = trainer.train(claim_of("ab"), lambda part, tokens: 1e-2)
+    assert step.tokens > 0
+
+
+def test_a_token_that_the_model_does_not_know_is_named(training, larger_tokenizer):
+    trainer = trainer_of(training, ["a list of the names", "a <|call|> of a file"])
+    with pytest.raises(UnsupportedModelError, match=r"the token '<\|call\|>' \(number \d+\)"):
+        list(trainer.train(claim_of("ab"), lambda part, tokens: 1e-2))

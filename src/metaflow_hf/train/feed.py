@@ -1,7 +1,7 @@
 """A worker's batches: from the rows of a claim, ahead of time in a thread where the next claim is foreseen."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ from metaflow_hf.data.batches import Batch, Document, LeftOut, encode_rows, make
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.data.prefetch import Prefetcher
+from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut, value_of
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -34,7 +35,8 @@ class Feed:
     """Batches of claims: a function of rows, tokenizer and configuration, whoever asks and whenever.
 
     At most one claim is made ready ahead of the one that is trained, so memory holds the batches of two. Rows that
-    ``held_out`` holds are not trained; ``max_positions`` are those that the model knows.
+    ``held_out`` holds are not trained; ``max_positions`` are those that the model knows, ``max_tokens`` the number of
+    tokens that it has embeddings for.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Feed:
         *,
         text_column: str,
         max_positions: int | None = None,
+        max_tokens: int | None = None,
         held_out: HeldOut = NOTHING_HELD_OUT,
     ) -> None:
         self._rows = rows
@@ -54,6 +57,7 @@ class Feed:
         self._config = config
         self._text_column = text_column
         self._max_positions = max_positions
+        self._max_tokens = max_tokens
         self._held_out = held_out
         self._ahead: tuple[int, Prefetcher[Prepared]] | None = None
         self.left_out = LeftOut()
@@ -102,6 +106,7 @@ class Feed:
             on_bad_row=self._config.data.on_bad_row,
             name_row=lambda index: f"block {claim.block_id}, row {claim.start + numbers[index]}",
         )
+        check_tokens(documents, self._tokenizer, self._max_tokens)
         prepared = Prepared([], held_out=len(rows) - len(numbers))
         data = self._config.data
         policy: Any = data.long_documents
@@ -114,11 +119,17 @@ class Feed:
             batch_size=data.batch_size,
             packing=data.packing,
             eos_token_id=self._tokenizer.eos_token_id,
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=self._padding(),
             long_documents=policy,
             left_out=prepared.left_out,
         )
         return prepared
+
+    def _padding(self) -> int | None:
+        """The token that pads, unless it was added to the tokenizer alone; any other does as well, for it is masked."""
+        token: int | None = self._tokenizer.pad_token_id
+        unknown = token is not None and self._max_tokens is not None and token >= self._max_tokens
+        return None if unknown else token
 
     def _is_held_out(self, row: dict[str, Any]) -> bool:
         value = value_of(row, self._text_column) if self._held_out.holds_any else None
@@ -152,3 +163,20 @@ class Feed:
             )
         elif prepared.held_out:
             logger.debug(f"position {claim.position}: {prepared.held_out:,} rows are held out")
+
+
+def check_tokens(documents: Sequence[Document], tokenizer: Any, known: int | None) -> None:
+    """Raises ``UnsupportedModelError`` for a token that the model has no embedding for; ``known`` is how many it has.
+
+    A GPU would only say that something went wrong in some kernel, and be of no use afterwards.
+    """
+    end = tokenizer.eos_token_id
+    largest = max((max(item.input_ids) for item in documents if item.input_ids), default=0)
+    if documents and end is not None:
+        largest = max(largest, end)
+    if known is not None and largest >= known:
+        raise UnsupportedModelError(
+            f"the tokenizer makes the token {tokenizer.decode([largest])!r} (number {largest}), but the model has embeddings "
+            f"for {known} tokens only: take the tokenizer that belongs to the model, or give the model an embedding for it "
+            "(resize_token_embeddings) before training."
+        )

@@ -136,6 +136,13 @@ def known_positions(model: nn.Module) -> int | None:
     return _positions_of(getattr(model, "config", None))
 
 
+def known_tokens(model: nn.Module) -> int | None:
+    """The number of tokens that the model has embeddings for, if it says."""
+    embeddings = getattr(model, "get_input_embeddings", lambda: None)()
+    weight = getattr(embeddings, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) else None
+
+
 def declared_positions(model_dir: Path, config: ModelConfig) -> int | None:
     """``known_positions`` of the model in ``model_dir``, which is not loaded for the question."""
     return _positions_of(read_architecture(model_dir, config))

@@ -16,9 +16,17 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
 from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
 from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.feed import check_tokens
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
-from metaflow_hf.train.models import compute_dtype, export_dtype, load_model, load_tokenizer, prepare
+from metaflow_hf.train.models import (
+    compute_dtype,
+    export_dtype,
+    load_model,
+    load_tokenizer,
+    prepare,
+    read_architecture,
+)
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -196,6 +204,8 @@ def _sample(blocks: BlockManager, model_dir: Path, config: TrainConfig) -> _Samp
         loss_on=data.loss_on,
         on_bad_row=data.on_bad_row,
     )
+    text = read_architecture(model_dir, config.model).get_text_config(decoder=True)
+    check_tokens(documents, tokenizer, getattr(text, "vocab_size", None))
     if not documents:
         return _Sample(0, 0, 0.0)
     # Whole documents have no length that is too long.

@@ -25,7 +25,7 @@ from metaflow_hf.train.engine import Engine
 from metaflow_hf.train.feed import Feed, RowReader
 from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut
 from metaflow_hf.train.isolation import require_isolation
-from metaflow_hf.train.models import known_positions
+from metaflow_hf.train.models import known_positions, known_tokens
 from metaflow_hf.train.nonfinite import MOST_IN_A_ROW, BadStep
 from metaflow_hf.train.records import Encoding
 from metaflow_hf.train.team import Team
@@ -105,6 +105,7 @@ class ModelTrainer:
             config,
             text_column=text_column,
             max_positions=known_positions(model),
+            max_tokens=known_tokens(model),
             held_out=held_out,
         )
         self.foresee: Callable[[], Claim | None] = lambda: None
