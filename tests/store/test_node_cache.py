@@ -146,6 +146,24 @@ def test_what_was_never_verified_is_verified_when_asked(disk, cache, manifest):
         cache.fetch(disk, large(manifest), verify="once")
 
 
+def test_what_another_task_placed_unverified_is_not_recorded_as_verified(disk, cache, manifest, monkeypatch):
+    file, replace, others = large(manifest), Path.replace, [disk]
+
+    def replace_then_another(source: Path, target: Path) -> Path:
+        placed = replace(source, target)
+        if target == cache.blob_path(file.sha256) and others:
+            store = others.pop()
+            good = store.get(file.blob)
+            store.put(file.blob, b"y" * 5000)
+            cache._bring(store, file, target, "never")
+            store.put(file.blob, good)
+        return placed
+
+    monkeypatch.setattr(Path, "replace", replace_then_another)
+    cache.fetch(disk, file)
+    assert cache.fetch(disk, file).read_bytes() == b"x" * 5000
+
+
 def test_file_systems_that_cannot_link_get_copies(
     disk, cache, manifest, no_reflink, monkeypatch, tmp_path: Path
 ):

@@ -177,10 +177,12 @@ class NodeCache:
 
     def _place(self, source: Path, path: Path, *, record: bool) -> Path:
         source.chmod(READ_ONLY)
+        # Of this very file, which a rename does not change: at its place another task's may lie a moment later.
+        seen = _Seen.of(source)
         _record(path).unlink(missing_ok=True)
         source.replace(path)
         if record:
-            self._write_record(path, _Seen.of(path))
+            self._write_record(path, seen)
         return path
 
     def _write_record(self, path: Path, seen: _Seen) -> None:
