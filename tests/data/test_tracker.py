@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from metaflow_hf.data import BlockManager, ChunkTracker, build_blocks
@@ -486,3 +487,15 @@ def test_a_claim_stays_held_through_an_outage_and_is_completed_after_it(worker, 
 def test_a_path_is_no_dataset_of_a_tracker(tmp_path):
     with pytest.raises(ConfigError, match="a BlockManager or a manifest, not 'blocks'"):
         ChunkTracker(tmp_path, "blocks")
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    (tmp_path / "raw.jsonl").write_text('{"text": "a"}\n' * 6)
+    manifest = build_blocks(
+        tmp_path / "raw.jsonl", tmp_path / "out", samples_per_block=np.int64(4), max_rows=np.int32(5)
+    )
+    assert manifest == build_blocks(tmp_path / "raw.jsonl", tmp_path / "out", samples_per_block=4, max_rows=5)
+    with BlockManager(tmp_path / "out", dataset_chunk_size=np.int64(2)) as manager:
+        ChunkTracker(tmp_path / "tracker", manager, seed=np.uint8(3)).close()
+    with BlockManager(tmp_path / "out", dataset_chunk_size=2) as manager:
+        ChunkTracker(tmp_path / "tracker", manager, seed=3).close()

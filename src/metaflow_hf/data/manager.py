@@ -76,7 +76,7 @@ class BlockManager:
         max_rows: int | None = None,
     ) -> None:
         _check_chunk_size(dataset_chunk_size)
-        self.dataset_chunk_size = dataset_chunk_size
+        self.dataset_chunk_size = index(dataset_chunk_size)
         self._lock = threading.Lock()
         self._store, self._known = open_blocks(
             dataset_path,

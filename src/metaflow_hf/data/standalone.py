@@ -10,6 +10,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from operator import index
 from typing import Any, Final
 
 from metaflow_hf.data.epoch import THOUSAND, EpochRecords
@@ -53,10 +54,10 @@ class StandaloneLedger:
         self._store = store
         self._blocks = blocks
         self._whole = whole or blocks
-        self._chunk_size = chunk_size
+        self._chunk_size = index(chunk_size)
         self._worker_id = worker_id
         self._lease_seconds = lease_seconds
-        self._seed = seed
+        self._seed = index(seed)
         self._shuffle = shuffle
         self._rng = rng or random.Random()
         self._observer = observer or Observer()

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from operator import index
 from typing import Final, SupportsIndex
 
 import msgspec
@@ -214,7 +215,7 @@ class DatasetWriter:
         before = self._blocks[-1].end_index if self._blocks else 0
         name = block_name(self._open.block_id, self.spec.compression)
         self._committed_bytes += self._open.num_bytes
-        digest, rows, index = self._open.close()
+        digest, rows, index_data = self._open.close()
         try:
             self._store.take(self._open.path, f"blocks/{name}", digest)
         except NotFound as error:
@@ -229,10 +230,10 @@ class DatasetWriter:
             size_bytes=digest.size,
             sha256=digest.sha256,
         )
-        self._store.put(block.index_key, index)
+        self._store.put(block.index_key, index_data)
         commit = Commit(
             block=block,
-            index_sha256=hashlib.sha256(index).hexdigest(),
+            index_sha256=hashlib.sha256(index_data).hexdigest(),
             cursor=cursor,
             skipped_rows=skipped,
             total_bytes=self._committed_bytes,
@@ -281,7 +282,9 @@ def hold_lease(store: ObjectStore, *, ttl: float, done: Callable[[], bool] = lam
 
 
 def check_settings(spec: DatasetSpec) -> DatasetSpec:
-    """Returns it, or raises ``ConfigError`` for a setting that is none."""
+    """Returns it, with counts of whatever type (numpy's, …) as plain ones, or raises ``ConfigError`` for a setting that
+    is none.
+    """
     counts = {"samples_per_block": spec.block_size, "max_rows": spec.max_rows, "max_bytes": spec.max_bytes}
     for name, count in counts.items():
         may_lack = count is None and name != "samples_per_block"
@@ -291,4 +294,5 @@ def check_settings(spec: DatasetSpec) -> DatasetSpec:
         raise ConfigError(f"on_bad_row must be 'raise' or 'skip', got {spec.on_bad_row!r}.")
     if spec.compression not in (None, "zstd"):
         raise ConfigError(f"compression must be None or 'zstd', got {spec.compression!r}.")
-    return spec
+    size, rows, size_bytes = (None if count is None else index(count) for count in counts.values())
+    return msgspec.structs.replace(spec, block_size=size, max_rows=rows, max_bytes=size_bytes)
