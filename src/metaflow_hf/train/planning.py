@@ -86,8 +86,10 @@ def make_plan(
     per_step *= config.optimizer.gradient_accumulation_steps
     workers = config.rounds.workers
     speed = speed or tokens_per_second(model_dir, config, parameters=parameters)
-    rounds = 0 if speed is None else _rounds(tokens, per_claim, speed, config)
-    claims = min(extent.num_positions, math.ceil(tokens / per_claim))
+    # Of the rows looked at, all may be longer than what is trained.
+    in_claims = tokens / per_claim if per_claim else 0.0
+    rounds = 0 if speed is None or not per_claim else _rounds(tokens, per_claim, speed, config)
+    claims = min(extent.num_positions, math.ceil(in_claims))
     manifest = training.manifest
     memory = memory_of_worker(model_dir, config, _likely_dtype(config))
     return Plan(
@@ -119,8 +121,8 @@ def make_plan(
         lineage=extent.lineage,
         notes=(
             *copies.notes(),
-            *_notes(extent, tokens, per_claim, available, workers),
-            *_few_rounds(rounds, tokens / per_claim, config),
+            *_notes(extent, in_claims, available, workers),
+            *_few_rounds(rounds, in_claims, config),
             *_small_claims(per_claim, per_step, config),
             *sampled.notes(config),
         ),
@@ -233,9 +235,9 @@ def _small_claims(per_claim: float, per_step: int, config: TrainConfig) -> list[
     ]
 
 
-def _notes(extent: Extent, tokens: int, per_claim: float, available: int, workers: int) -> list[str]:
+def _notes(extent: Extent, claims: float, available: int, workers: int) -> list[str]:
     notes = []
-    claims_per_worker = tokens / per_claim / workers
+    claims_per_worker = claims / workers
     if workers > 1 and claims_per_worker < FEW_ROUNDS:
         notes.append(
             f"each worker will train about {claims_per_worker:.0f} claims, too few for {FEW_ROUNDS} rounds: lower "
