@@ -285,3 +285,14 @@ def test_the_parts_are_those_of_layers_not_of_experts():
 
     layers = nn.ModuleList(layer() for _ in range(2))
     assert sharding._layers(nn.Sequential(nn.Embedding(4, 4), layers)) == list(layers)
+
+
+def test_a_parameter_that_no_process_used_is_left_alone(tmp_path):
+    """Zeros in place of no gradient would let its weights decay, which one process alone would not do."""
+    used, unused = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))
+    used.grad = torch.full((3,), 2.0)
+    replicas = Replicas(rank=0, size=1, parallel="ddp", device=torch.device("cpu"))
+    with team.joined(replicas, tmp_path / "meeting"):
+        replicas.sum_gradients([used, unused])
+    assert used.grad.tolist() == [2.0, 2.0, 2.0]
+    assert unused.grad is None

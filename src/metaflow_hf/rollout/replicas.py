@@ -6,7 +6,7 @@ the way; the reduction happens here, once, after the last token chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -24,16 +24,31 @@ def average_gradients(model: nn.Module) -> None:
     if not isinstance(model, DistributedDataParallel) or not model.require_backward_grad_sync:
         return
     group = model.process_group
-    parameters = [parameter for parameter in model.module.parameters() if parameter.requires_grad]
-    for bucket in _buckets(_gradients_held_anywhere(parameters, group)):
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
-        flat /= dist.get_world_size(group)
+    add_up_gradients(model.module.parameters(), group=group, divisor=dist.get_world_size(group))
+
+
+def add_up_gradients(
+    parameters: Iterable[nn.Parameter], *, group: dist.ProcessGroup | None = None, divisor: int = 1
+) -> None:
+    """Every `.grad` becomes its sum over the ranks, divided by `divisor`.
+
+    All ranks must call it. A gradient that some ranks lack counts as zero there; one that all lack stays None.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for bucket in _buckets(_gradients_held_anywhere(trained, group)):
+        # A large one is added up where it lies.
+        alone = len(bucket) == 1 and bucket[0].is_contiguous()
+        flat = bucket[0].view(-1) if alone else torch.cat([gradient.flatten() for gradient in bucket])
+        if divisor != 1:
+            flat /= divisor
         dist.all_reduce(flat, group=group)
-        for gradient, mean in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        if alone:
+            continue
+        for gradient, whole in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(whole.view_as(gradient))
 
 
-def _gradients_held_anywhere(parameters: list[nn.Parameter], group: dist.ProcessGroup) -> list[Tensor]:
+def _gradients_held_anywhere(parameters: list[nn.Parameter], group: dist.ProcessGroup | None) -> list[Tensor]:
     if not parameters:
         return []
     held = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.uint8)

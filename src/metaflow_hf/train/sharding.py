@@ -57,12 +57,12 @@ class Replicas:
         return value
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up the gradients of all processes, which each has for its own rows; one that has none has zeros."""
-        for parameter in parameters:
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
+        """Adds up the gradients of all processes, which each has for its own rows; one that none has stays missing, so
+        that its parameter does not move.
+        """
+        from metaflow_hf.rollout.replicas import add_up_gradients
+
+        add_up_gradients(parameters)
 
     @contextmanager
     def syncing(self, model: Any, *, is_last: bool) -> Iterator[None]:
