@@ -8,6 +8,8 @@ import pytest
 
 from metaflow_hf.errors import IntegrityError, NotFound, SelectionError
 from metaflow_hf.references import ModelRef
+from metaflow_hf.store import models as models_module
+from metaflow_hf.store.blobs import hash_file
 from metaflow_hf.store.models import delete_reference, find_manifest, load_directory, save_directory
 from metaflow_hf.store.node_cache import NodeCache
 from metaflow_hf.store.objects import ObjectStore
@@ -116,6 +118,21 @@ def test_what_another_load_is_still_writing_is_not_saved(
     load_directory(store, reference, target, cache=cache)
     assert saved
     assert {found.digest for found in saved} == {reference.digest}
+
+
+@pytest.mark.parametrize("is_removed", [True, False])
+def test_what_is_written_while_it_is_saved_is_said(store: ObjectStore, model: Path, monkeypatch, is_removed):
+    def hash_then_change(path: Path):
+        digest = hash_file(path)
+        path.unlink()
+        if not is_removed:
+            path.write_bytes(b"other")
+        return digest
+
+    monkeypatch.setattr(models_module, "hash_file", hash_then_change)
+    with pytest.raises(IntegrityError, match="was changed or removed while it was being saved"):
+        save_directory(store, model, **WHO)
+    assert list(store.list("models")) == []
 
 
 def test_what_cannot_be_saved_is_said(store: ObjectStore, model: Path, tmp_path: Path):

@@ -137,7 +137,8 @@ def read_manifest_pointer(store: ObjectStore, key: str) -> str:
 
 
 def store_files(store: ObjectStore, sources: Mapping[str, Path], about: Mapping[str, Any]) -> Manifest:
-    """Stores the files' bytes where they are missing; the manifest is not published yet.
+    """Stores the files' bytes where they are missing; the manifest is not published yet. Raises ``IntegrityError`` for
+    one that somebody changes or removes meanwhile.
 
     Whoever publishes it looks afterwards whether one of its blobs was condemned in the meantime.
     """
@@ -145,8 +146,15 @@ def store_files(store: ObjectStore, sources: Mapping[str, Path], about: Mapping[
 
     def save(item: tuple[str, Path]) -> ManifestFile:
         name, path = item
-        digest = hash_file(path)
-        return ManifestFile(path=name, size=digest.size, sha256=digest.sha256, blob=blobs.put(path, digest))
+        try:
+            digest = hash_file(path)
+            blob = blobs.put(path, digest)
+        except (IntegrityError, FileNotFoundError, NotFound) as error:
+            raise IntegrityError(
+                f"{path} was changed or removed while it was being saved: save once nobody writes there any more. Nothing "
+                "was saved."
+            ) from error
+        return ManifestFile(path=name, size=digest.size, sha256=digest.sha256, blob=blob)
 
     with ThreadPoolExecutor(min(WORKERS, len(sources))) as pool:
         return Manifest(files=tuple(pool.map(save, sources.items())), about=about)

@@ -107,7 +107,8 @@ class ObjectStore(Protocol):
         """Streams a file into ``key`` and returns its digest; the object appears whole or not at all.
 
         An existing object is replaced: use it for keys that name their content. With ``expected``, a file
-        that differs raises ``IntegrityError`` and nothing appears. Durable when it returns.
+        that differs raises ``IntegrityError`` and nothing appears. Durable when it returns. Raises ``NotFound`` when
+        there is no such file.
         """
         ...
 

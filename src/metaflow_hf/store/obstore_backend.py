@@ -127,6 +127,9 @@ class ObstoreBackend:
 
     def upload(self, path: Path, key: str, *, expected: Digest | None = None) -> Digest:
         target = self._path(key)
+        if not path.exists():
+            # Otherwise the store would seem to be what is missing.
+            raise NotFound(f"{path}, which is to be stored as {self._where(key)}, does not exist.")
         if self._local_root is not None:
             place = self._local_root / target
             check = partial(streams.check_digest, expected=expected, what=str(path))
