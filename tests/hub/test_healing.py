@@ -96,6 +96,19 @@ def test_what_a_collection_deleted_is_healed_under_the_next_generation(
     )
 
 
+def test_an_old_reference_leads_to_what_was_cached_anew_under_the_next_generation(
+    snapshots, store, reference, manifest, request_for, read_tree, files, tmp_path: Path
+):
+    key, _ = find_manifest(store, reference)
+    store.delete(key)
+    for file in manifest.files:
+        # As a collection does with what nothing refers to.
+        store.create(f"gc/condemned/{file.blob}", b"{}")
+    again = snapshots().ensure(request_for())
+    assert again.digest != reference.digest
+    assert read_tree(snapshots().load(reference, tmp_path / "out")) == files
+
+
 def test_small_files_are_healed_too(
     own_hub, snapshots, store, reference, manifest, read_tree, files, tmp_path: Path
 ):

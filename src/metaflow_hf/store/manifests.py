@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 from metaflow_hf.errors import IntegrityError, NotFound
@@ -92,14 +92,26 @@ class Manifest:
 
 
 def read_manifest(store: ObjectStore, key: str, *, digest: str | None = None) -> Manifest:
-    """The manifest at ``key``. Raises ``NotFound``; ``IntegrityError`` when it is damaged or not the expected one."""
+    """The manifest at ``key``. Raises ``NotFound``; ``IntegrityError`` when it is damaged or not the expected one.
+
+    One that names the same bytes as at first, but under later generations of their keys, is the expected one.
+    """
     data = store.get(key)
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+    manifest = Manifest.from_bytes(data, key=key)
+    is_expected = digest is None or digest == hashlib.sha256(data).hexdigest()
+    if not is_expected and digest != _at_first(manifest).digest:
         raise IntegrityError(
             f"the manifest {store.uri}/{key} is not the one that was referred to (digest {digest}): it was damaged "
             "or replaced."
         )
-    return Manifest.from_bytes(data, key=key)
+    return manifest
+
+
+def _at_first(manifest: Manifest) -> Manifest:
+    """As it was before any of its blobs was condemned and stored anew."""
+    return replace(
+        manifest, files=tuple(replace(file, blob=blob_key(file.sha256)) for file in manifest.files)
+    )
 
 
 def read_manifests(store: ObjectStore, prefix: str) -> Iterator[tuple[ObjectInfo, Manifest]]:
