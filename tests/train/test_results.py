@@ -7,7 +7,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from metaflow_hf.config import ModelConfig
 from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
@@ -321,6 +321,20 @@ def test_held_out_conversations_need_no_tokenizer(training, tmp_path):
         found = heldout_rows(blocks, training.config)
         assert found
         assert all(row.value.messages == chats[row.row] for row in found), "a copy is no other row"
+
+
+@pytest.mark.parametrize("prompt", ["the list", "the list of a file is the name of it " * 9, ""])
+def test_texts_end_with_the_positions_that_a_model_knows(model_dir, prompt):
+    """Learned ones end there: after the last is an error, on a GPU one that leaves it of no use."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    shape = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    model = GPT2LMHeadModel(GPT2Config(**shape, eos_token_id=None))
+    last: list[int] = []
+    model.transformer.wpe.register_forward_hook(
+        lambda module, inputs, output: last.append(int(inputs[0].max()))
+    )
+    generate(model, [prompt], tokenizer, max_new_tokens=64, temperature=0)
+    assert last[-1] == 30, "the last of 32 tokens is read by nobody"
 
 
 def test_nothing_held_out_is_an_error(training, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from metaflow_hf.config import ModelConfig
 from metaflow_hf.errors import ConfigError
-from metaflow_hf.train.models import load_model, load_tokenizer
+from metaflow_hf.train.models import known_positions, load_model, load_tokenizer
 
 
 def generate(
@@ -27,7 +27,8 @@ def generate(
     """The continuation of each prompt, without the prompt; the same seed gives the same texts.
 
     ``model`` is a model or a directory of one, which then may bring the tokenizer; ``temperature`` 0 takes the most
-    likely token each time. An empty prompt begins a new document. Raises ``UnsupportedModelError``, and
+    likely token each time. An empty prompt begins a new document. A text ends at the latest with the positions that the
+    model knows; of a prompt that leaves too little room its end is what is continued. Raises ``UnsupportedModelError``, and
     ``ConfigError`` for a model without tokenizer.
     """
     if isinstance(model, (str, Path)):
@@ -58,6 +59,10 @@ def _continue(
         if start is None:
             raise ConfigError("an empty prompt needs a tokenizer with a token that begins or ends a text.")
         ids = [start]
+    positions = known_positions(model)
+    if positions is not None:
+        ids = ids[-max(positions - max_new_tokens, positions // 2, 1) :]
+        max_new_tokens = max(min(max_new_tokens, positions - len(ids)), 1)
     inputs = torch.tensor([ids], device=device)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
