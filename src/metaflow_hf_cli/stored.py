@@ -1,6 +1,5 @@
 """What the arguments of ``metaflow hf snapshots`` mean: a repository, one of its commits, or a key."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,12 +27,16 @@ def is_key(target: str) -> bool:
 def find_stored(target: str, repo_type: str | None, revision: str | None = None) -> list[StoredRevision]:
     """The stored commits of ``org/name`` or ``org/name@revision``, of any type unless one is given.
 
-    A revision is the beginning of a commit hash, or a branch or tag as the hub last named it. Raises ``NotFound`` when
-    none is stored, ``SelectionError`` when two revisions are given.
+    A revision is a branch or tag as the hub last named it, else the beginning of one commit hash. Raises ``NotFound``
+    when none is stored, ``SelectionError`` when two revisions are given, an empty one, or the beginning of several.
     """
     from metaflow_hf.hub import scan_cache
 
-    repo_id, _, named = target.partition("@")
+    repo_id, at, named = target.partition("@")
+    if (at and not named) or revision == "":
+        raise SelectionError(
+            f"the revision of {repo_id!r} is empty: leave it out to mean every stored commit."
+        )
     if named and revision and named != revision:
         raise SelectionError(f"{target!r} names a revision, and --revision {revision!r} another: give one.")
     wanted = named or revision or ""
@@ -52,17 +55,20 @@ def find_stored(target: str, repo_type: str | None, revision: str | None = None)
     return found
 
 
-def _chosen(repo: "CachedRepo", wanted: str) -> "Iterator[CachedRevision]":
+def _chosen(repo: "CachedRepo", wanted: str) -> "list[CachedRevision]":
     from metaflow_hf.hub.endpoint import Endpoint
     from metaflow_hf.hub.names import Repo
     from metaflow_hf.hub.records import Refs
     from metaflow_hf.store import configured_store
 
-    resolved = None
     if wanted and Endpoint.of().key == repo.endpoint:
         resolved = Refs(configured_store()).get(Endpoint.of(), Repo.of(repo.repo_id, repo.repo_type), wanted)
-    for revision in repo.revisions:
-        if revision.commit_hash.startswith(wanted) or (
-            resolved is not None and revision.commit_hash == resolved.commit_hash
-        ):
-            yield revision
+        if resolved is not None:
+            return [item for item in repo.revisions if item.commit_hash == resolved.commit_hash]
+    found = [item for item in repo.revisions if item.commit_hash.startswith(wanted)]
+    if wanted and len(found) > 1:
+        raise SelectionError(
+            f"{wanted!r} is the beginning of {len(found)} commits of {repo.repo_id}: "
+            f"{', '.join(item.commit_hash for item in found)}. Give more of one."
+        )
+    return found

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from metaflow._vendor.click.testing import CliRunner
 
+from metaflow_hf.hub.endpoint import Endpoint
+from metaflow_hf.hub.names import Repo
+from metaflow_hf.hub.records import Refs, Resolved
 from metaflow_hf.store import configured_store, datastore
 from metaflow_hf.store.collection import collect
 from metaflow_hf.store.models import save_directory
@@ -163,6 +166,38 @@ def test_what_ls_prints_is_taken_by_every_other_command(hub, project: Path):
     assert call_json("snapshots", "rm", "acme/photos")["commits"]
     assert call("snapshots", "ls") == "no snapshots are stored\n"
     assert list(configured_store().list("snapshots")) == []
+
+
+def test_rm_takes_no_commit_that_was_not_named(hub):
+    old, new = (hub.content.repo("gpt2").resolve(name).sha for name in ("v1.0", "main"))
+    for revision in (old, new):
+        call("snapshots", "get", f"gpt2@{revision}", "--allow", "config.json")
+    # A tag such as 1 may be how another commit begins.
+    said = Resolved(old, restricted=False, resolved_on=datetime.now(UTC))
+    Refs(configured_store()).add(Endpoint.of(), Repo.of("gpt2"), new[0], said)
+    assert [item["about"]["commit_hash"] for item in call_json("snapshots", "show", f"gpt2@{new[0]}")] == [
+        old
+    ]
+    # As a shell writes a variable that is not set.
+    for arguments in (("gpt2@",), ("gpt2", "--revision", "")):
+        assert "SelectionError: the revision of 'gpt2' is empty" in call(
+            "snapshots", "rm", *arguments, status=1
+        )
+    assert call_json("snapshots", "rm", f"gpt2@{new[0]}")["commits"] == [old]
+    [repo] = call_json("snapshots", "ls")["repos"]
+    assert [revision["commit_hash"] for revision in repo["revisions"]] == [new]
+
+    # Another commit that begins alike.
+    twin = new[:6] + "".join(reversed(new[6:]))
+    [key] = repo["revisions"][0]["keys"]
+    manifest = json.loads(configured_store().get(key))
+    manifest["about"]["commit_hash"] = twin
+    configured_store().put(key.replace(new, twin), json.dumps(manifest).encode())
+    text = call("snapshots", "rm", f"gpt2@{new[:6]}", status=1)
+    assert "is the beginning of 2 commits of gpt2" in text
+    assert new in text
+    assert twin in text
+    assert call_json("snapshots", "rm", f"gpt2@{new}")["commits"] == [new]
 
 
 def test_a_damaged_manifest_is_named_and_can_be_removed_and_brought_again(hub):
