@@ -346,6 +346,17 @@ def test_nothing_held_out_is_an_error(training, tmp_path):
         heldout_rows(blocks, config)
 
 
+def test_held_out_rows_are_found_in_a_dataset_of_many_small_blocks(training, tmp_path):
+    texts = [f"text {number}" for number in range(100)]
+    # Its block is none of the 32 that are looked at first.
+    assert [number for number, text in enumerate(texts) if HeldOut(1 / 100).holds(text)] == [1]
+    (tmp_path / "raw.txt").write_text("\n".join(texts))
+    process_raw_dataset_to_blocks(tmp_path / "raw.txt", tmp_path / "blocks", "rows", block_size=1)
+    config = training.config.replace(data={"heldout_samples": 1, "evaluation_dataset": None})
+    with BlockManager(tmp_path / "blocks") as blocks:
+        assert [row.value for row in heldout_rows(blocks, config)] == ["text 1"]
+
+
 @pytest.mark.parametrize("limit", [1, 300 * 4 * 3, 300 * 4 * 40])
 @pytest.mark.parametrize("can_roll_out", [True, False])
 def test_the_figure_does_not_depend_on_how_many_logits_there_are_at_once(

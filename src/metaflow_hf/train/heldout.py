@@ -138,8 +138,9 @@ class HeldOutRow:
 def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
     """Rows of the dataset that no worker trains, without copies, at most ``evaluation.max_samples``.
 
-    They come from blocks spread over the whole dataset, as many from each. Raises ``ConfigError`` when there is none,
-    and when an ``evaluation_dataset`` is configured, whose rows are to be used instead.
+    They come from blocks spread over the whole dataset, as many from each; where those few blocks hold none, from the
+    first other one that does. Raises ``ConfigError`` when there is none, and when an ``evaluation_dataset`` is
+    configured, whose rows are to be used instead.
     """
     if config.data.evaluation_dataset is not None:
         raise ConfigError("data.evaluation_dataset is configured: its texts are the held-out ones.")
@@ -147,8 +148,12 @@ def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
     sizes = _sizes(blocks, config)
     chosen = _spread(len(sizes), min(_BLOCKS_READ, wanted))
     found: dict[bytes, HeldOutRow] = {}
-    for number, block_id in enumerate(chosen):
-        share = math.ceil((wanted - len(found)) / (len(chosen) - number))
+    # Blocks of few, long rows: the chosen ones may hold none of the held-out rows.
+    others = [block_id for block_id in range(len(sizes)) if block_id not in set(chosen)]
+    for number, block_id in enumerate([*chosen, *others]):
+        if found and number >= len(chosen):
+            break
+        share = math.ceil((wanted - len(found)) / max(len(chosen) - number, 1))
         for row in _of_block(blocks, config, block_id, sizes[block_id], sides):
             if share == 0:
                 break
