@@ -45,6 +45,15 @@ def test_killed_branches_and_failed_runs_go_on(run_flow, project: Path, monkeypa
     assert not directory.exists()
 
 
+def test_a_resumed_loop_goes_on_in_its_turn_and_begins_the_next_as_ever(run_flow):
+    first = run_flow("loop_flow.py")
+    assert first.lines("turn 2 began with None")
+    resumed = run_flow("loop_flow.py", command="resume")
+    assert resumed.status == 0, resumed.output
+    assert resumed.lines("turn 2 began with {'turn': 2}")
+    assert resumed.lines("turn 3 began with None")
+
+
 def test_an_unknown_policy_is_refused():
     import metaflow.plugins  # loads the extension's decorators
 

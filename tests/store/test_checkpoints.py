@@ -57,6 +57,17 @@ def test_savers_at_once_get_versions_of_their_own(store, state: Path):
     assert sorted(reference.metadata["n"] for reference in found) == list(range(8))
 
 
+def test_a_resumed_loop_takes_the_checkpoint_of_the_same_iteration_only(store, state: Path):
+    save_checkpoint(store, state, replace(WHO, task="1", iteration=0))
+    save_checkpoint(store, state, replace(WHO, task="2", iteration=1))
+    resumed = replace(WHO, run="13", origin_run="12", task="5")
+    assert newest(store, replace(resumed, iteration=1)) == 2
+    assert newest(store, replace(resumed, iteration=0)) == 1
+    # Iterations that the first run did not reach begin as they would have there.
+    assert newest(store, replace(resumed, iteration=2)) is None
+    assert newest(store, replace(resumed, iteration=2), any_run=True) == 2
+
+
 @pytest.mark.parametrize("name", ["best.loss.0.5", "a--b", "x/y", "épo che", "."])
 def test_names_of_any_kind(store, state: Path, tmp_path: Path, name: str):
     who = replace(WHO, run="argo-a--b", task="t--1")

@@ -71,6 +71,8 @@ class CheckpointDecorator(TaskDecorator):
 
         self._attempt = retry_count
         self._identifier = task_identifier(_foreach_values(flow))
+        # How often a step that comes back to itself has run; Metaflow keeps one level.
+        self._iteration = sum(getattr(flow, "_iteration_stack", None) or ())
         super().task_pre_step(
             step_name,
             task_datastore,
@@ -98,6 +100,7 @@ class CheckpointDecorator(TaskDecorator):
             namespace=run.namespace,
             identifier=self._identifier,
             origin_run=run.origin_run,
+            iteration=self._iteration,
         )
         self._checkpoints = TaskCheckpoints(store, who, temp_dir_root=self.attributes["temp_dir_root"])
         current._update_env({"checkpoint": self._checkpoints})  # noqa: SLF001

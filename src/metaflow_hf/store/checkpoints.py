@@ -27,7 +27,10 @@ _SEPARATOR: Final = "--"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointTask:
-    """One attempt of one task, and under which identifier its checkpoints are numbered."""
+    """One attempt of one task, and under which identifier its checkpoints are numbered.
+
+    ``iteration`` counts the tasks of a step that comes back to itself, which share the identifier.
+    """
 
     flow: str
     run: str
@@ -37,6 +40,7 @@ class CheckpointTask:
     namespace: str = ""
     identifier: str = ""
     origin_run: str | None = None
+    iteration: int = 0
 
     @property
     def pathspec(self) -> str:
@@ -107,6 +111,7 @@ def save_checkpoint(
         "name": name,
         "attempt": who.attempt,
         "pathspec": who.pathspec,
+        "iteration": who.iteration,
         "latest": bool(latest),
         "created_on": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "metadata": check_metadata(metadata, "a checkpoint"),
@@ -153,18 +158,25 @@ def find_checkpoints(store: ObjectStore, prefix: str) -> Iterator[CheckpointKey]
 
 
 def newest_checkpoint(store: ObjectStore, who: CheckpointTask, *, any_run: bool) -> CheckpointRef | None:
-    """What a starting attempt goes on from: the newest of this very task, else of the run that this one resumes,
-    else, with ``any_run``, of this identifier whichever run saved it. ``None`` when there is none.
+    """What a starting attempt goes on from: the newest of this very task, else of the run that this one resumes (and
+    there of the same iteration), else, with ``any_run``, of this identifier whichever run saved it. ``None`` when there
+    is none.
     """
     found = sorted(find_checkpoints(store, who.prefix), key=lambda item: item.order, reverse=True)
     own = [item for item in found if item.is_of(who.run, who.task)]
     origin = [item for item in found if who.origin_run is not None and item.is_of(who.origin_run)]
-    for item in (*own, *origin, *(found if any_run else ())):
+    iterations = (None, who.iteration)  # None: written before iterations were told apart
+    for item, is_any in (
+        *((item, True) for item in own),
+        *((item, False) for item in origin),
+        *((item, True) for item in found if any_run),
+    ):
         try:
             manifest = read_manifest(store, item.key)
         except NotFound:  # deleted since it was listed
             continue
-        if manifest.about.get("latest", True):
+        fits = is_any or manifest.about.get("iteration") in iterations
+        if fits and manifest.about.get("latest", True):
             return _reference(item.key, manifest)
     return None
 
