@@ -1,6 +1,7 @@
 """Held-out text while training goes on: measured every few rounds, early stopping, and the best round's weights."""
 
 import json
+import math
 
 import pytest
 
@@ -43,6 +44,9 @@ def validation(number, loss):
         ([3.0, 2.9995, 2.9992], True),  # not better by more than 0.001
         ([3.0, 2.0, 2.1], False),
         ([3.0, 2.0, 2.1, 2.2], True),
+        ([3.0, None, None], True),  # not finite
+        ([None, 3.0, None, 2.0], False),
+        ([None, None, None], False),
     ],
 )
 def test_when_it_is_enough(losses, stops):
@@ -54,6 +58,8 @@ def test_when_it_is_enough(losses, stops):
 def test_the_best_is_the_earliest_of_equals():
     assert best_of([]) is None
     assert best_of([validation(3, 1.0), validation(2, 1.0), validation(1, 2.0)]).round == 2
+    assert best_of([validation(1, None), validation(2, 1.0)]).round == 2
+    assert best_of([validation(1, None)]) is None
 
 
 def test_settings_that_need_measurements_are_refused_without():
@@ -87,6 +93,14 @@ def measured(training, monkeypatch):
         return training
 
     return run
+
+
+def test_a_measurement_that_is_not_finite_is_no_best_and_no_end(measured):
+    training = measured([math.nan, 2.0, *[math.inf] * 100], model="best")
+    training.work()
+    found = Lineage(training.store).validations()
+    assert [item.loss for item in found[:3]] == [None, 2.0, None]
+    assert best_of(found) is found[1]
 
 
 def test_rounds_are_measured_and_sampled_as_the_exported_model_is(training, tmp_path):

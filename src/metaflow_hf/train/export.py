@@ -27,6 +27,7 @@ from metaflow_hf.train.models import (
 from metaflow_hf.train.ranges import Positions
 from metaflow_hf.train.records import Payload
 from metaflow_hf.train.tensors import TensorReader
+from metaflow_hf.train.validation import ranked
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -219,7 +220,7 @@ def _average(newest: ClosedRound, config: TrainConfig) -> Payload:
 def _best(lineage: Lineage, newest: ClosedRound) -> ClosedRound | None:
     """The best measured round whose weights are stored, or were exported; ``None`` when that is the newest."""
     exported = [info.key for info in lineage.store.list("best")]
-    for found in sorted(lineage.validations(), key=lambda item: (item.loss, item.round)):
+    for _, found in ranked(lineage.validations()):
         if found.weights == newest.manifest.weights:
             return None
         is_exported = any(found.weights.digest in key for key in exported)
@@ -243,4 +244,4 @@ def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
 def _measured(lineage: Lineage, closed: ClosedRound) -> dict[str, Any]:
     """The held-out loss of a round that was measured while training went on."""
     found = [item for item in lineage.validations() if item.round == closed.number]
-    return {"held_out_loss": found[0].loss} if found else {}
+    return {"held_out_loss": found[0].loss} if found and found[0].loss is not None else {}

@@ -137,15 +137,16 @@ class ClaimRecord(Record, frozen=True, kw_only=True):
 class Validation(Record, frozen=True, kw_only=True):
     """Held-out figures of a round's weights, measured by ``attempt``: loss in nats per token, bits per byte.
 
-    ``tokens`` were predicted and stand for ``bytes``; ``tokens_total`` had been trained.
+    ``tokens`` were predicted and stand for ``bytes``; ``tokens_total`` had been trained. ``None`` are figures that are
+    not finite, for which JSON has no word.
     """
 
     round: int
     attempt: str
     weights: Payload
     tokens_total: int
-    loss: float
-    bits_per_byte: float
+    loss: float | None
+    bits_per_byte: float | None
     tokens: int
     bytes: int
     schema: int = SCHEMA

@@ -6,6 +6,7 @@ the best round stay in the store until the run is over.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ class Validator:
             attempt=self.attempt,
             weights=manifest.weights,
             tokens_total=manifest.tokens,
-            loss=figures.loss,
-            bits_per_byte=figures.bits_per_byte,
+            loss=_finite(figures.loss),
+            bits_per_byte=_finite(figures.bits_per_byte),
             tokens=figures.tokens,
             bytes=figures.bytes,
         )
@@ -110,9 +111,15 @@ class Validator:
         return every is not None and number > 0 and number % every == 0
 
 
+def ranked(validations: Sequence[Validation]) -> list[tuple[float, Validation]]:
+    """Those whose held-out loss is finite beside that loss: lowest first, the earliest of equals."""
+    measured = [(item.loss, item) for item in validations if item.loss is not None]
+    return sorted(measured, key=lambda pair: (pair[0], pair[1].round))
+
+
 def best_of(validations: Sequence[Validation]) -> Validation | None:
-    """The one with the lowest held-out loss, the earliest of equals; ``None`` of nothing."""
-    return min(validations, key=lambda item: (item.loss, item.round), default=None)
+    """The one with the lowest held-out loss, the earliest of equals; ``None`` of nothing finite."""
+    return next((item for _, item in ranked(validations)), None)
 
 
 def stop_reason(validations: Sequence[Validation], settings: EarlyStopConfig) -> str:
@@ -121,10 +128,14 @@ def stop_reason(validations: Sequence[Validation], settings: EarlyStopConfig) ->
     """
     ordered = sorted(validations, key=lambda item: item.round)
     before, last = ordered[: -settings.patience], ordered[-settings.patience :]
-    best = best_of(before)
-    if best is None or any(item.loss < best.loss - settings.min_improvement for item in last):
+    best = next(iter(ranked(before)), None)
+    if best is None or any(loss < best[0] - settings.min_improvement for loss, _ in ranked(last)):
         return ""
     return (
-        f"the held-out loss {best.loss:.4f} of round {best.round} was not improved in {settings.patience} measurements "
+        f"the held-out loss {best[0]:.4f} of round {best[1].round} was not improved in {settings.patience} measurements "
         "(evaluation.early_stop)"
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
