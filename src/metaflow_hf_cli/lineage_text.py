@@ -73,5 +73,7 @@ def _figures(found: "Provenance") -> str:
     after, before = found.figures.get("after"), found.figures.get("before")
     if after is None:
         return ""
-    earlier = f" (before {before['loss']:.3f})" if before is not None else ""
-    return f"loss {after['loss']:.3f}{earlier}, perplexity {units.perplexity(after['perplexity'])}"
+    earlier = f" (before {float(before['loss']):.3f})" if before is not None else ""
+    return (
+        f"loss {float(after['loss']):.3f}{earlier}, perplexity {units.perplexity(float(after['perplexity']))}"
+    )

@@ -1,6 +1,7 @@
 """Models on the hub: pushed with a card, loaded back by plain transformers."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from metaflow._vendor.click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from metaflow_hf.errors import ConfigError
+from metaflow_hf.events import Evaluated
 from metaflow_hf.hub.model_card import CardFacts, Result, model_card
+from metaflow_hf.report.outcome import Outcome, Plan
 from metaflow_hf.report.units import byte_size
 from metaflow_hf.store import configured_store, datastore
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.train import publishing
 from metaflow_hf.train.job import TrainingJob
-from metaflow_hf.train.publishing import publish
+from metaflow_hf.train.publishing import publish, write_card
 from metaflow_hf.train.records import Round
+from metaflow_hf.train.results import find_results, store_results
 from metaflow_hf_cli.fixtures import OWNER, fixture_content
 from metaflow_hf_cli.group import hf
 
@@ -245,3 +249,24 @@ def test_a_model_that_was_trained_from_a_model_names_both(here, model_dir):
     alone = {**first, "metadata": {**first["metadata"], "lineage": "no-more"}}
     [found] = provenance(store, alone)
     assert (found.sources["model"], found.rounds) == ("acme/tiny", ())
+
+
+def test_figures_that_are_not_finite_are_kept_and_named(here, tmp_path):
+    _, reference = here
+    store = configured_store()
+    measured = {"time": 0.0, "tokens": 5, "bytes": 9, "bits_per_byte": math.nan}
+    outcome = Outcome(
+        plan=Plan(base_model="m", dataset="d"),
+        before=Evaluated(name="before", loss=900.0, perplexity=math.inf, **measured),
+        after=Evaluated(name="after", loss=2.0, perplexity=7.4, **measured),
+        model={**reference, "digest": "d" * 64},
+    )
+    store_results(store.child("training/F-1"), outcome, [])
+    found = find_results(store, outcome.model)
+    assert math.isinf(float(found.figures["before"]["perplexity"]))
+    assert found.figures["after"]["loss"] == 2.0
+    card = write_card(store, outcome.model, "acme/other", tmp_path)
+    assert "| inf | **7.4** |" in card
+    # No number that the hub would refuse.
+    results = ModelCard(card).data.eval_results
+    assert [one.metric_type for one in results] == ["loss", "perplexity"]

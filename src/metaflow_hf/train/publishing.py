@@ -1,6 +1,7 @@
 """A trained model onto the hub: its files, and a model card that says where it is from and how good it is."""
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -166,8 +167,15 @@ def _results(results: StoredResults | None, dataset: str) -> list[Result]:
         return []
     after, before = results.figures["after"], results.figures.get("before", {})
     return [
-        Result(metric=metric, value=float(after[metric]), before=before.get(metric), dataset=dataset)
+        Result(
+            metric=metric,
+            value=float(after[metric]),
+            before=float(before[metric]) if metric in before else None,
+            dataset=dataset,
+        )
         for metric in ("loss", "perplexity", "bits_per_byte")
+        # The hub takes no other numbers.
+        if math.isfinite(float(after[metric]))
     ]
 
 

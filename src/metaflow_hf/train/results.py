@@ -3,6 +3,7 @@
 ``results/<digest of the model>.json`` below the lineage; never collected, and small whatever the run was.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -21,7 +22,10 @@ ALL_WORKERS: Final = "all workers"
 
 
 class StoredResults(Record, frozen=True, kw_only=True):
-    """Figures by name (``before``, ``after``, ``unigram``), samples, and the curves [tokens, loss] of the run."""
+    """Figures by name (``before``, ``after``, ``unigram``), samples, and the curves [tokens, loss] of the run.
+
+    Figures that are not finite, for which JSON has no word, are their names: ``float`` reads both.
+    """
 
     figures: dict[str, dict[str, Any]]
     samples: list[dict[str, Any]]
@@ -40,11 +44,15 @@ def store_results(lineage: ObjectStore, outcome: Outcome, events: Sequence[Event
     points = series.step_points(events, _as_one(events))
     measured = (("before", outcome.before), ("after", outcome.after), ("unigram", outcome.unigram))
     record = StoredResults(
-        figures={name: asdict(found) for name, found in measured if found is not None},
+        figures={name: _named(asdict(found)) for name, found in measured if found is not None},
         samples=[asdict(sample) for sample in outcome.samples],
         plan={**asdict(outcome.plan), "configuration": ""},
         training_loss=[(point.tokens, point.loss) for point in points],
-        held_out_loss=[(e.tokens_total, e.loss) for e in events if isinstance(e, Evaluated) and e.round],
+        held_out_loss=[
+            (event.tokens_total, event.loss)
+            for event in events
+            if isinstance(event, Evaluated) and event.round and math.isfinite(event.loss)
+        ],
         tokens=outcome.tokens,
         seconds=outcome.seconds,
         run=outcome.run_pathspec,
@@ -62,6 +70,13 @@ def find_results(store: ObjectStore, reference: Mapping[str, Any]) -> StoredResu
         return decode(StoredResults, store.get(key), where=key)
     except NotFound:
         return None
+
+
+def _named(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }
 
 
 def _key(reference: Mapping[str, Any]) -> str:
