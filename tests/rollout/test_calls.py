@@ -298,6 +298,16 @@ def test_a_batch_that_cannot_be_cut_is_refused(change, message, make_model, batc
         chunked_segment_rollout(make_model(), {**batch, **change})
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_labels_ignored_by_another_number_than_ignore_index_are_refused(backward, make_model, batch):
+    labels = batch["input_ids"].clone()
+    labels[1, 7:] = -100
+    with pytest.raises(ValueError, match=r"batch\['labels'\]\[1, 7\] is -100: .*ignore_index \(-1\)"):
+        chunked_segment_rollout(
+            make_model(), {**batch, "labels": labels}, chunk_size=8, ignore_index=-1, backward=backward
+        )
+
+
 def test_nothing_to_train_is_refused(make_model, batch):
     model = make_model().requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter"):

@@ -98,6 +98,8 @@ def _chunk_passes(
     lm = CausalLM(model)
     report = require(model, exact=plan.exact)
     batch_as_given = TokenSequence.from_batch(batch, ignore_index, lm.device)
+    if plan.ce_loss_fn is None:
+        batch_as_given.refuse_negative_targets()
     sequences = [
         without_mask(part, movable=lm.takes_positions)
         for part in documents_apart(batch_as_given, plan.chunk_size)

@@ -34,6 +34,16 @@ class TokenSequence:
         """How many targets count in the loss."""
         return int((self.targets != self.ignore_index).sum())
 
+    def refuse_negative_targets(self) -> None:
+        """Raises ValueError for a target below 0 that is not the ignored one: kernels for cross entropy pass over -100."""
+        negative = (self.targets < 0) & (self.targets != self.ignore_index)
+        if bool(negative.any()):
+            row, place = negative.nonzero()[0].tolist()
+            raise ValueError(
+                f"batch['labels'][{row}, {place + 1}] is {int(self.targets[row, place])}: neither a token nor "
+                f"ignore_index ({self.ignore_index}). Set labels that do not count to ignore_index."
+            )
+
     @classmethod
     def from_batch(cls, batch: Mapping[str, Any], ignore_index: int, device: torch.device) -> TokenSequence:
         """Reads `input_ids` [B, S] and the optional `labels`, `attention_mask`, `position_ids`.
