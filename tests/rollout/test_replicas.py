@@ -26,6 +26,8 @@ def test_both_call_styles_leave_what_ddp_itself_would(tmp_path):
             for name, expected in results[rank]["ddp_" + style].items():
                 found = results[rank][style][name]
                 assert torch.allclose(found, expected, rtol=1e-4, atol=1e-7), (style, rank, name)
+    for rank in range(WORLD):  # a rank without a gradient takes part in the type that the others add up in
+        assert results[rank]["missing"]["lent"].equal(torch.tensor([1.0, 2.0, 1.0 + 2**-20]))
     assert not results[0]["local"]["model.norm.weight"].equal(results[1]["local"]["model.norm.weight"])
 
 
@@ -75,8 +77,21 @@ def _rank(rank: int, port: int, directory: str) -> None:
         plain(batches[0])
     plain(batches[1])
     results["ddp_accumulated"] = taken()
+    results["missing"] = {"lent": _added_up_where_one_rank_has_none(rank)}
     torch.save(results, f"{directory}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def _added_up_where_one_rank_has_none(rank: int) -> torch.Tensor:
+    from metaflow_hf.rollout.replicas import add_up_gradients
+
+    narrow = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    narrow.grad_dtype = torch.float32
+    if rank == 0:
+        narrow.grad = torch.tensor([1.0, 2.0, 1.0 + 2**-20])
+    add_up_gradients([narrow])
+    assert narrow.grad is not None
+    return narrow.grad
 
 
 @pytest.fixture(autouse=True)

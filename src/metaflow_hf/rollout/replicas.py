@@ -57,7 +57,8 @@ def _gradients_held_anywhere(parameters: list[nn.Parameter], group: dist.Process
     gradients = []
     for parameter, is_held in zip(parameters, held.tolist(), strict=True):
         if is_held and parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+            # In the type in which the ranks that have one add it up: all have to reduce alike.
+            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         if parameter.grad is not None:
             gradients.append(parameter.grad)
     return gradients
