@@ -314,6 +314,50 @@ def test_nothing_to_train_is_refused(make_model, batch):
         chunked_segment_rollout(model, batch, backward=True)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+def test_an_optimizer_that_steps_in_a_hook_steps_once_on_the_whole_gradient(
+    backward, make_model, batch, full_backprop, assert_equal_gradients
+):
+    model, steps = make_model(), []
+    _, expected = full_backprop(model, batch)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def step(parameter):
+        steps.append(names[parameter])
+        with torch.no_grad():
+            parameter -= parameter.grad
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    frozen = model.model.norm.weight.requires_grad_(False)
+    loss, _ = chunked_segment_rollout(model, batch, chunk_size=8, backward=backward)
+    if not backward:
+        loss.backward()
+
+    assert sorted(steps) == sorted(name for p, name in names.items() if p is not frozen)
+    moved = {name: before[name] - p.detach() for p, name in names.items() if p is not frozen}
+    assert_equal_gradients(moved, {name: expected[name] for name in moved}, tolerance=1e-9)
+
+
+def test_hooks_of_parameters_wait_in_vain_for_a_call_that_fails(make_model, batch):
+    model, calls = make_model(), []
+    parameter = model.lm_head.weight
+    parameter.register_post_accumulate_grad_hook(calls.append)
+
+    def loss_fn(logits, targets):
+        if logits.requires_grad and parameter.grad is not None:
+            raise RuntimeError("in the middle")
+        return F.cross_entropy(logits, targets, reduction="sum")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        chunked_segment_rollout(model, batch, chunk_size=8, ce_loss_fn=loss_fn, backward=True)
+    assert calls == []
+    parameter.sum().backward()
+    assert len(calls) == 1
+
+
 def _state(model):
     modules = [
         (m.training, getattr(m, "gradient_checkpointing", None), "forward" in vars(m))

@@ -19,6 +19,7 @@ from metaflow_hf.rollout.probe import refuse_masks, require
 from metaflow_hf.rollout.replicas import average_gradients
 from metaflow_hf.rollout.segments import SegmentPasses, has_recurrent_carry
 from metaflow_hf.rollout.sequence import TokenSequence, shifted_targets, with_labels
+from metaflow_hf.rollout.settings import hooks_at_the_end
 
 
 def chunked_segment_rollout(
@@ -51,7 +52,8 @@ def chunked_segment_rollout(
     Either `loss.backward()` (any scale, once; a second one raises RuntimeError) or `backward=True`, which
     does both in one call, cheaper by one pass of the head, and returns a loss without a graph. Gradients are
     added to every `.grad`, in fp32 for parameters whose `grad_dtype` says so, whatever their own type; under DDP
-    they become the mean over ranks. If no label counts, loss and gradients are zero.
+    they become the mean over ranks. Post-accumulate-gradient hooks of a parameter run once, when its gradient is
+    complete. If no label counts, loss and gradients are zero.
 
     `chunk_size` in tokens. `use_cpu_offload`: the carry lies in host memory (no effect on a CPU); implies
     `gradient_checkpointing`, which keeps one layer's activations of a token chunk instead of all.
@@ -150,8 +152,9 @@ def _loss(
         return loss
     if not trainable:
         raise ValueError("backward=True, but no parameter of the model requires a gradient.")
-    total = passes.losses_and_backward(torch.tensor(1.0 / divisor, dtype=torch.float64, device=device))
-    average_gradients(model)
+    with hooks_at_the_end(model):
+        total = passes.losses_and_backward(torch.tensor(1.0 / divisor, dtype=torch.float64, device=device))
+        average_gradients(model)
     return total / divisor
 
 
@@ -171,8 +174,9 @@ class _Rollout(torch.autograd.Function):
         passes, ctx.passes = ctx.passes, None
         if passes is None:
             raise RuntimeError("backward() ran twice on one loss; the first freed its carry. Roll out again.")
-        passes.backward(gradients[0].double() / ctx.divisor)
-        average_gradients(ctx.model)
+        with hooks_at_the_end(ctx.model):
+            passes.backward(gradients[0].double() / ctx.divisor)
+            average_gradients(ctx.model)
         return None, None, None, None
 
 

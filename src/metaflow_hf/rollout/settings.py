@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -53,6 +54,26 @@ def wants_checkpointing(model: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
+@contextmanager
+def hooks_at_the_end(model: nn.Module) -> Iterator[None]:
+    """Post-accumulate-gradient hooks of the parameters run once, at the end, on the gradient of all token chunks.
+
+    Such a hook may be an optimizer that steps and frees the gradient: after each token chunk it would step on a part, and
+    the others would meet changed weights. Those of parameters that got no gradient inside do not run, nor any after an
+    error.
+    """
+    hooked: list[Any] = [p for p in model.parameters() if getattr(p, _HOOKS)]
+    reached: dict[int, Any] = {}
+    with ExitStack() as undo:
+        for parameter in hooked:
+            undo.callback(setattr, parameter, _HOOKS, getattr(parameter, _HOOKS))
+            setattr(parameter, _HOOKS, OrderedDict({0: lambda p: reached.setdefault(id(p), p)}))
+        yield
+    for parameter in reached.values():
+        for hook in list(getattr(parameter, _HOOKS).values()):
+            hook(parameter)
+
+
 class Precision:
     """The autocast state at the time of the call, to be entered again by a later backward pass."""
 
@@ -73,6 +94,7 @@ class Precision:
 
 
 _MISSING = object()
+_HOOKS = "_post_accumulate_grad_hooks"
 
 
 def _set_or_delete(module: nn.Module, name: str, value: object) -> None:
