@@ -16,7 +16,7 @@ from metaflow_extensions.hf import parameters as types
 from metaflow_extensions.hf.card_components import show
 from metaflow_extensions.hf.failures import explained
 from metaflow_extensions.hf.trained import find_model, heldout_texts
-from metaflow_hf.report import Compared, comparison_page, comparison_text, ruled
+from metaflow_hf.report import Compared, best_first, comparison_page, comparison_text, ruled
 
 
 class EvaluateFlow(FlowSpec):
@@ -71,7 +71,7 @@ class EvaluateFlow(FlowSpec):
     @step
     def compare(self, inputs):
         """The table, best first; the card shows the texts too."""
-        self.comparison = sorted((branch.compared for branch in inputs), key=lambda one: one.bits_per_byte)
+        self.comparison = best_first(branch.compared for branch in inputs)
         show(current.card["comparison"], comparison_page(self.comparison))
         self.next(self.end)
 

@@ -186,6 +186,33 @@ def test_a_position_counts_when_its_worker_published_and_the_round_closed():
     assert len(data_map.position_chart({}, set(), 6, {})["layer"]) == 1
 
 
+def test_a_held_out_loss_that_is_not_finite_is_not_called_the_best(run_events):
+    trained = [event for event in run_events(workers=1, rounds=2) if not isinstance(event, ev.Evaluated)]
+
+    def note(*losses):
+        measured = [
+            ev.Evaluated(
+                time=1e9,
+                worker="a",
+                name="held_out",
+                loss=loss,
+                perplexity=loss,
+                bits_per_byte=loss,
+                tokens=1,
+                bytes=1,
+                round=number,
+            )
+            for number, loss in enumerate(losses, 1)
+        ]
+        blocks = training_page(PLAN, [*trained, *measured]).blocks
+        return next(
+            block.note for block in blocks if isinstance(block, page.Heading) and block.text == "Loss"
+        )
+
+    assert note(math.nan, 2.0, 3.0).endswith("best 2.000 after round 2")
+    assert note(math.nan) == "training loss"
+
+
 def test_the_page_says_what_its_lines_and_cells_are(run_events):
     def notes(**size):
         blocks = training_page(PLAN, run_events(**size)).blocks

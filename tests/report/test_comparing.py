@@ -1,9 +1,10 @@
 """Models beside each other: the table, the best one marked, and text of others that stays text."""
 
 import html
+import math
 
-from metaflow_hf.report import Compared, comparison_page, comparison_text
-from metaflow_hf.report.page import Chart, Grid, fragment
+from metaflow_hf.report import Compared, best_first, comparison_page, comparison_text
+from metaflow_hf.report.page import Chart, Grid, Tiles, fragment
 
 
 def compared(name, bits):
@@ -40,6 +41,13 @@ def test_the_table_and_the_page_name_the_best():
     assert "<b>1.25" not in shown
     assert "TrainFlow/1 wrote `this`" in html.unescape(shown)
     assert "prompt: The <b>" in html.unescape(shown)
+
+
+def test_what_is_not_a_number_is_not_the_best():
+    found = [compared("b", 1.5), compared("broken", math.nan), compared("far", math.inf), compared("a", 1.0)]
+    assert [one.name for one in best_first(found)] == ["a", "b", "far", "broken"]
+    [tiles] = [block for block in comparison_page(found[1:]).blocks if isinstance(block, Tiles)]
+    assert tiles.tiles[0].value == "a"
 
 
 def test_one_model_alone_is_measured_and_not_called_best():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from metaflow_hf.report.baselines import UnigramModel, xz_bits_per_byte
     from metaflow_hf.report.card import training_page
-    from metaflow_hf.report.comparing import Compared, comparison_page, comparison_text
+    from metaflow_hf.report.comparing import Compared, best_first, comparison_page, comparison_text
     from metaflow_hf.report.listeners import fan_out
     from metaflow_hf.report.live import LivePage
     from metaflow_hf.report.metrics import MetricsFile, merge_events, parse_events, read_events
@@ -28,6 +28,7 @@ _MODULES = {
     "ProgressLines": "progress",
     "UnigramModel": "baselines",
     "WorstRow": "outcome",
+    "best_first": "comparing",
     "comparison_page": "comparing",
     "comparison_text": "comparing",
     "fan_out": "listeners",
@@ -51,6 +52,7 @@ __all__ = [
     "ProgressLines",
     "UnigramModel",
     "WorstRow",
+    "best_first",
     "comparison_page",
     "comparison_text",
     "fan_out",

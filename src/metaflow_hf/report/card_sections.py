@@ -58,8 +58,8 @@ def curves(
     elif len(labels) > 1:
         note = f"the mean of {workers[0]}"
     measured = series.measured_rounds(events)
-    if measured:
-        best = min(measured, key=lambda event: event.loss)
+    best = series.best_measured(measured)
+    if best is not None:
         note += f"; diamonds are held-out text, best {best.loss:.3f} after round {best.round}"
     drawn = _drawn(
         charts.loss_chart(points, workers, rounds, references, measured),

@@ -1,6 +1,7 @@
 """Several models beside each other: the same texts, the same prompts, best first."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from metaflow_hf.report import units
@@ -26,6 +27,11 @@ class Compared:
     samples: tuple[tuple[str, str], ...] = ()
 
 
+def best_first(found: Iterable[Compared]) -> list[Compared]:
+    """By bits per byte, the lowest first; what is not a number is no better than anything, and comes last."""
+    return sorted(found, key=lambda one: (math.isnan(one.bits_per_byte), one.bits_per_byte))
+
+
 def comparison_rows(found: Sequence[Compared]) -> list[tuple[str, ...]]:
     """One row a model, in the order given."""
     return [
@@ -47,7 +53,7 @@ def comparison_text(found: Sequence[Compared]) -> str:
 
 def comparison_page(found: Sequence[Compared]) -> Page:
     """The table, the best figure first, and what each model wrote."""
-    best = min(found, key=lambda one: one.bits_per_byte)
+    best = best_first(found)[0]
     blocks: list[Block] = [
         Title(f"{len(found)} models compared" if len(found) != 1 else "1 model measured"),
         Tiles(

@@ -191,9 +191,15 @@ def measured_rounds(events: Sequence[Event]) -> list[Evaluated]:
     found = {event.round: event for event in events if isinstance(event, Evaluated) and event.round}
     ordered = [found[number] for number in sorted(found)]
     every = max(-(-len(ordered) // MAX_POINTS), 1)
-    best = min(ordered, key=lambda event: event.loss, default=None)
+    best = best_measured(ordered)
     last = len(ordered) - 1
     return [one for number, one in enumerate(ordered) if number % every == 0 or one is best or number == last]
+
+
+def best_measured(measured: Sequence[Evaluated]) -> Evaluated | None:
+    """The one of the lowest held-out loss; ``None`` where none is finite."""
+    finite = [event for event in measured if math.isfinite(event.loss)]
+    return min(finite, key=lambda event: event.loss, default=None)
 
 
 def seconds_left(events: Sequence[Event], planned: int) -> float | None:
