@@ -358,6 +358,22 @@ def test_hooks_of_parameters_wait_in_vain_for_a_call_that_fails(make_model, batc
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("change", ["weights", "mode"])
+def test_a_backward_pass_after_weights_or_mode_changed_is_refused(change, make_model, batch):
+    model = make_model()
+    loss, _ = chunked_segment_rollout(model, batch, chunk_size=8)
+    if change == "weights":
+        with torch.no_grad():
+            model.model.norm.weight *= 1.1
+        message = "model.norm.weight was modified in place"
+    else:
+        model.eval()
+        message = "training to evaluation mode"
+    with pytest.raises(RuntimeError, match=message):
+        loss.backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def _state(model):
     modules = [
         (m.training, getattr(m, "gradient_checkpointing", None), "forward" in vars(m))

@@ -19,7 +19,7 @@ from metaflow_hf.rollout.probe import refuse_masks, require
 from metaflow_hf.rollout.replicas import average_gradients
 from metaflow_hf.rollout.segments import SegmentPasses, has_recurrent_carry
 from metaflow_hf.rollout.sequence import TokenSequence, shifted_targets, with_labels
-from metaflow_hf.rollout.settings import hooks_at_the_end
+from metaflow_hf.rollout.settings import Unchanged, hooks_at_the_end
 
 
 def chunked_segment_rollout(
@@ -49,7 +49,7 @@ def chunked_segment_rollout(
     that begin anew within a row mark packed documents: none sees another, mask or not, and short ones are
     rolled out side by side.
 
-    Either `loss.backward()` (any scale, once; a second one raises RuntimeError) or `backward=True`, which
+    Either `loss.backward()` (any scale, once, before weights or training mode change; else RuntimeError) or `backward=True`, which
     does both in one call, cheaper by one pass of the head, and returns a loss without a graph. Gradients are
     added to every `.grad`, in fp32 for parameters whose `grad_dtype` says so, whatever their own type; under DDP
     they become the mean over ranks. Post-accumulate-gradient hooks of a parameter run once, when its gradient is
@@ -167,13 +167,16 @@ class _Rollout(torch.autograd.Function):
     ) -> Tensor:
         del anchor
         ctx.model, ctx.passes, ctx.divisor = model, passes, divisor
-        return passes.losses() / divisor
+        losses = passes.losses()
+        ctx.unchanged = Unchanged(model)
+        return losses / divisor
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None, None]:
         passes, ctx.passes = ctx.passes, None
         if passes is None:
             raise RuntimeError("backward() ran twice on one loss; the first freed its carry. Roll out again.")
+        ctx.unchanged.require()
         with hooks_at_the_end(ctx.model):
             passes.backward(gradients[0].double() / ctx.divisor)
             average_gradients(ctx.model)

@@ -74,6 +74,39 @@ def hooks_at_the_end(model: nn.Module) -> Iterator[None]:
             hook(parameter)
 
 
+class Unchanged:
+    """What a later backward pass computes again from: the weights and the training flags, at the time of the call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._versions, self._training = _versions(model), _training(model)
+
+    def require(self) -> None:
+        """Raises RuntimeError where either is another now."""
+        changed = [
+            name for name, version in _versions(self._model).items() if version != self._versions.get(name)
+        ]
+        if changed:
+            raise RuntimeError(
+                f"{changed[0]} was modified in place between the rollout and backward(), which computes every token "
+                "chunk again. Call backward() before the optimizer's step."
+            )
+        if _training(self._model) != self._training:
+            raise RuntimeError(
+                "the model went from training to evaluation mode, or back, between the rollout and backward(), which "
+                "computes every token chunk again. Call backward() in the mode of the rollout."
+            )
+
+
+def _versions(model: nn.Module) -> dict[str, int]:
+    named = model.named_parameters()
+    return {name: p._version for name, p in named if not p.is_inference()}  # noqa: SLF001 - the only name it has
+
+
+def _training(model: nn.Module) -> list[bool]:
+    return [module.training for module in model.modules()]
+
+
 class Precision:
     """The autocast state at the time of the call, to be entered again by a later backward pass."""
 
