@@ -18,9 +18,10 @@ from metaflow_hf.hub.model_card import CardFacts, Result, model_card
 from metaflow_hf.report.outcome import Outcome, Plan
 from metaflow_hf.report.units import byte_size
 from metaflow_hf.store import configured_store, datastore
-from metaflow_hf.store.models import load_directory
+from metaflow_hf.store.models import load_directory, save_directory
 from metaflow_hf.train import publishing
 from metaflow_hf.train.job import TrainingJob
+from metaflow_hf.train.provenance import provenance
 from metaflow_hf.train.publishing import publish, write_card
 from metaflow_hf.train.records import Round
 from metaflow_hf.train.results import find_results, store_results
@@ -229,9 +230,7 @@ def test_from_a_model_back_to_commits_data_chunks_and_rounds(here):
 
 
 def test_a_model_that_was_trained_from_a_model_names_both(here, model_dir):
-    from metaflow_hf.store.models import save_directory
     from metaflow_hf.train.lineage import Lineage
-    from metaflow_hf.train.provenance import provenance
 
     _, first = here
     store = configured_store()
@@ -270,3 +269,13 @@ def test_figures_that_are_not_finite_are_kept_and_named(here, tmp_path):
     # No number that the hub would refuse.
     results = ModelCard(card).data.eval_results
     assert [one.metric_type for one in results] == ["loss", "perplexity"]
+
+
+@pytest.mark.parametrize("metadata", [{"tokens": "300B", "rounds": [1]}, {"lineage": 3, "tokens": None}])
+def test_metadata_that_users_wrote_by_our_names_is_no_hindrance(here, model_dir, metadata):
+    store = configured_store()
+    config = model_dir / "config.json"
+    saved = save_directory(store, config, flow="G", run="1", step="s", task="2", metadata=metadata).to_json()
+    assert "# acme/theirs" in publish(store, saved, "acme/theirs", dry_run=True).card
+    [found] = provenance(store, saved)
+    assert (found.tokens, found.rounds) == (0, ())

@@ -9,7 +9,7 @@ from metaflow_hf.store import ObjectStore, quote_part
 from metaflow_hf.store.models import find_reference
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.ranges import Positions
-from metaflow_hf.train.results import find_results
+from metaflow_hf.train.results import count_in, find_results
 from metaflow_hf.train.status import count_chunks, stored_order
 
 # A chain of models that is longer than this goes round in a circle.
@@ -100,10 +100,8 @@ def _of(store: ObjectStore, reference: Mapping[str, Any]) -> Provenance:
     place = store.child(f"training/{quote_part(name)}") if name else None
     if place is None or not place.children("rounds"):
         sources = {kind: str(metadata[old]) for kind, old in _OLD_NAMES.items() if metadata.get(old)}
-        return Provenance(
-            **facts, sources=sources, dataset={}, order={}, tokens=int(metadata.get("tokens", 0))
-        )
-    return Provenance(**facts, **_lineage_facts(store, Lineage(place), int(metadata.get("rounds", 0))))
+        return Provenance(**facts, sources=sources, dataset={}, order={}, tokens=count_in(metadata, "tokens"))
+    return Provenance(**facts, **_lineage_facts(store, Lineage(place), count_in(metadata, "rounds")))
 
 
 def _lineage_facts(store: ObjectStore, lineage: Lineage, last: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from metaflow_hf.report.plot import svg
 from metaflow_hf.report.series import StepPoint
 from metaflow_hf.store import ObjectStore, quote_part
 from metaflow_hf.train.lineage import Lineage
-from metaflow_hf.train.results import ALL_WORKERS, StoredResults, find_results
+from metaflow_hf.train.results import ALL_WORKERS, StoredResults, count_in, find_results
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -129,8 +129,8 @@ def card_facts(
     rows = [
         ("lineage", str(metadata.get("lineage", ""))),
         ("run", results.run if results is not None else str(reference.get("pathspec", ""))),
-        ("tokens", units.count(int(metadata.get("tokens", 0)))),
-        ("rounds", units.count(int(metadata.get("rounds", 0)))),
+        ("tokens", units.count(count_in(metadata, "tokens"))),
+        ("rounds", units.count(count_in(metadata, "rounds"))),
         *seconds,
         ("model's digest", str(reference.get("digest", ""))),
     ]

@@ -65,11 +65,19 @@ def find_results(store: ObjectStore, reference: Mapping[str, Any]) -> StoredResu
     lineage = reference.get("metadata", {}).get("lineage")
     if not lineage:
         return None
-    key = f"training/{quote_part(lineage)}/{_key(reference)}"
+    key = f"training/{quote_part(str(lineage))}/{_key(reference)}"
     try:
         return decode(StoredResults, store.get(key), where=key)
     except NotFound:
         return None
+
+
+def count_in(metadata: Mapping[str, Any], name: str) -> int:
+    """A count in a model's metadata; 0 where there is none, or something else by that name: users write theirs too."""
+    value = metadata.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        return 0
+    return int(value)
 
 
 def _named(figures: Mapping[str, Any]) -> dict[str, Any]:
