@@ -7,7 +7,17 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from metaflow_hf.config import ModelConfig
 from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
@@ -309,6 +319,17 @@ def test_of_conversations_is_counted_what_training_counts(model_dir):
     everything = evaluate(model, CHATS, tokenizer, sequence_length=1000, loss_on="all")
     assert everything.tokens > found.tokens
     assert everything.bytes > found.bytes
+
+
+@pytest.mark.parametrize(("text", "num_bytes"), [("hello", 4), ("élan", 4), ("日本語", 8)])
+def test_without_an_end_of_text_token_the_first_token_is_not_counted_whatever_its_bytes(text, num_bytes):
+    letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    plain = Tokenizer(BPE(letters, []))
+    plain.pre_tokenizer, plain.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=8, n_layer=1, n_head=1, n_positions=16))
+    found = evaluate(model, [text], tokenizer, sequence_length=8)
+    assert (found.tokens, found.bytes) == (num_bytes, num_bytes)
 
 
 def test_held_out_conversations_need_no_tokenizer(training, tmp_path):

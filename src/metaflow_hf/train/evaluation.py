@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,17 @@ def _stream(read: Sequence[Passage], tokenizer: Any) -> tuple[Document, list[int
     end = tokenizer.eos_token_id
     if end is not None:
         return Document([end, *ids], [IGNORE_INDEX, *labels]), [owners[0], *owners], num_bytes
-    return Document(ids, labels), owners, num_bytes - len(tokenizer.decode(ids[:1]).encode())
+    return Document(ids, labels), owners, num_bytes - _bytes_of(ids[0], tokenizer)
+
+
+def _bytes_of(token: int, tokenizer: Any) -> int:
+    """How many bytes a token stands for, which may be a part of a character."""
+    text = tokenizer.decode([token])
+    if "\ufffd" not in text:
+        return len(text.encode())
+    piece = str(tokenizer.convert_ids_to_tokens(token))
+    # A byte that no other token has, or the letters of a byte-level vocabulary, one for each byte.
+    return 1 if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece) else len(piece)
 
 
 def _by_document(losses: Tensor, owners: Sequence[int], stream: Document) -> tuple[DocumentLoss, ...]:
