@@ -132,3 +132,28 @@ def test_hooks_on_the_head_see_one_gradient_a_token_chunk(make_model, tokens):
     chunked_segment_rollout(model, {"input_ids": tokens(1, 24)}, chunk_size=8, backward=True)
 
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("kind", ["gradient_hook", "own_forward"])
+def test_what_is_put_on_a_plain_head_runs_although_the_model_was_tried_before(
+    kind, backward, make_model, tokens, gradients_of, assert_equal_gradients
+):
+    model, ids = make_model("llama", tie_word_embeddings=False), tokens(2, 24)
+    chunked_segment_rollout(model, {"input_ids": ids}, chunk_size=8, backward=True)
+    model.zero_grad()
+    head = model.lm_head
+    if kind == "gradient_hook":
+        head.register_full_backward_pre_hook(lambda _module, gradients: (3 * gradients[0],))
+    else:
+        head.forward = lambda states: 2 * F.linear(states, head.weight)
+    logits = model(input_ids=ids).logits[:, :-1]
+    F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+    expected = gradients_of(model)
+    model.zero_grad()
+
+    loss, _ = chunked_segment_rollout(model, {"input_ids": ids}, chunk_size=8, backward=backward)
+    if not backward:
+        loss.backward()
+
+    assert_equal_gradients(gradients_of(model), expected)

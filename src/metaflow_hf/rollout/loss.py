@@ -111,11 +111,11 @@ def _linear_cross_entropy_sum(head: Any, rows: Tensor, labels: Tensor, block: in
 
 
 def _is_plain_linear(head: nn.Module, hidden: Tensor) -> bool:
-    """Nothing but weight and bias: no adapter, quantisation, parametrisation or hook."""
-    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter:
+    """Nothing but weight and bias: no adapter, quantisation, parametrisation, hook or forward of its own."""
+    if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or "forward" in vars(head):
         return False
     autocast = torch.is_autocast_enabled(hidden.device.type)
-    hooks = (getattr(head, name) for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+    hooks = (getattr(head, f"_{way}{time}_hooks") for way in ("forward", "backward") for time in ("", "_pre"))
     same_type = autocast or head.weight.dtype == hidden.dtype
     return same_type and head.weight.device == hidden.device and not any(hooks)
 
