@@ -210,6 +210,20 @@ def test_the_probe_runs_once_per_configuration(make_model, monkeypatch):
     assert len(runs) == 2
 
 
+def test_a_model_whose_logits_a_hook_changes_is_tried_anew(make_model):
+    model = make_model()
+    assert probe_model(model).linear_head
+
+    def halved(_module, _args, output):
+        output.logits = output.logits / 2
+        return output
+
+    handle = model.register_forward_hook(halved)
+    assert not probe_model(model).linear_head
+    handle.remove()
+    assert probe_model(model).linear_head
+
+
 def test_heads_that_scale_or_cap_are_told_from_plain_ones(make_model):
     plain = {family: probe_model(make_model(family)).linear_head for family in ("llama", "gpt2", "qwen2_moe")}
     changed = {

@@ -62,4 +62,19 @@ def _key(lm: CausalLM) -> tuple[str, ...]:
     attention = str(getattr(lm.config, "_attn_implementation", None))
     kind = f"{type(lm.model).__module__}.{type(lm.model).__qualname__}"
     configuration = lm.model.config.to_json_string(use_diff=False)
-    return (kind, configuration, attention, str(lm.model.dtype), lm.device.type, *adapters)
+    return (
+        kind,
+        configuration,
+        attention,
+        str(lm.model.dtype),
+        lm.device.type,
+        *adapters,
+        *_own_code(lm.model),
+    )
+
+
+def _own_code(model: nn.Module) -> list[str]:
+    """What this one model runs around its class's forward pass, which may change its logits."""
+    hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]  # noqa: SLF001 - no public list
+    own = [*hooks, *([model.forward] if "forward" in vars(model) else [])]
+    return [f"{f.__module__}.{getattr(f, '__qualname__', type(f).__qualname__)}" for f in own]
