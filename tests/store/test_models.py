@@ -160,6 +160,16 @@ def test_what_cannot_be_loaded_is_said(store: ObjectStore, cache: NodeCache, mod
         load_directory(store, reference, cache=cache)
 
 
+@pytest.mark.parametrize("label", ["x" * 221, "ü" * 90])
+def test_a_label_too_long_for_a_key_is_refused_before_anything_is_stored(
+    store: ObjectStore, model: Path, label
+):
+    with pytest.raises(SelectionError, match="is too long"):
+        save_directory(store, model, **WHO, label=label)
+    assert list(store.list("")) == []
+    assert save_directory(store, model, **WHO, label="x" * 220).label == "x" * 220
+
+
 def test_odd_labels_and_names_make_readable_keys(store: ObjectStore, cache: NodeCache, model: Path):
     reference = save_directory(store, model, **WHO, label="épo/che 1 ..")
     assert reference.key.count("/") == 5

@@ -21,6 +21,10 @@ WORKERS: Final = 4
 _JUNK: Final = (".cache", "huggingface")
 
 
+# The last part of a key is a file's name on local disk, 255 bytes at most, and ends with a digest.
+MAX_LABEL_BYTES: Final = 220
+
+
 def save_directory(
     store: ObjectStore,
     directory: str | Path,
@@ -37,8 +41,13 @@ def save_directory(
 
     Visible only when complete: the manifest is created last. Saving equal content under an equal label and
     metadata in one task gives the same reference. Symbolic links are followed. Raises ``SelectionError`` when
-    the path does not exist or holds no file, or when ``metadata`` is not JSON.
+    the path does not exist or holds no file, when ``metadata`` is not JSON, or for a label too long for a key.
     """
+    if len(quote_part(label)) > MAX_LABEL_BYTES:
+        raise SelectionError(
+            f"the label {label[:40]!r}… of {len(label)} characters is too long: a key has room for {MAX_LABEL_BYTES} "
+            "(more than one for each that is no letter, digit or '-_.'). Shorten it, and put the rest into metadata."
+        )
     sources = files_to_save(directory)
     about = {"type": ModelRef.TYPE, "label": label, "metadata": check_metadata(metadata, "a model")}
     prefix = f"models/{quote_part(flow)}/{quote_part(run)}/{quote_part(step)}/{quote_part(task)}"
