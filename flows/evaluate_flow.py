@@ -16,6 +16,7 @@ from metaflow_extensions.hf import parameters as types
 from metaflow_extensions.hf.card_components import show
 from metaflow_extensions.hf.failures import explained
 from metaflow_extensions.hf.trained import find_model, heldout_texts
+from metaflow_hf.errors import SelectionError
 from metaflow_hf.report import Compared, best_first, comparison_page, comparison_text, ruled
 
 
@@ -42,6 +43,8 @@ class EvaluateFlow(FlowSpec):
         """Find the references and the texts."""
         names = [name.strip() for name in self.models.split(",") if name.strip()]
         with explained():
+            if not names:
+                raise SelectionError(f"--models {self.models!r} names no model: give a run, a flow or a key.")
             self.references = {name: find_model(name) for name in names}
             self.texts = [self.text] if self.text else heldout_texts(next(iter(self.references.values())))
         self.names = list(self.references)

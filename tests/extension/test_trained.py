@@ -51,3 +51,10 @@ def test_a_model_is_found_by_flow_run_and_key(subprocess_environment, tmp_path: 
     for name in ("SavedFlow/1", "NoFlow"):
         assert f"{name!r} has no trained model: give a run that ended well" in lines[name]
     assert "nothing is stored under" in lines["models/SavedFlow/x.json"]
+
+
+def test_no_model_to_compare_is_said(run_flow):
+    done = run_flow(Path(__file__).parents[2] / "flows/evaluate_flow.py", "--models", ",")
+    assert done.status != 0
+    assert done.lines("names no model: give a run, a flow or a key.")
+    assert not done.lines("StopIteration")
