@@ -66,7 +66,7 @@ extras: $(call MARK,dev)
 	$(BIN)/python -m pytest tests/report/test_trackers.py tests/train/test_harness.py tests/train/test_prerequisites.py
 
 zoo: $(call MARK,dev)
-	WHOLE_MATRIX=1 $(BIN)/python -m pytest -n auto tests/rollout/test_gradients.py
+	WHOLE_MATRIX=1 DRAWN_CASES=1000 $(BIN)/python -m pytest -n auto tests/rollout/test_gradients.py tests/rollout/test_drawn.py
 	cd tests && ../$(BIN)/python -m zoo
 
 # The same tests by the same tools in two environments, of which one has this extension; their outcomes are compared.
