@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from metaflow_hf.config import ModelConfig
-from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
-from metaflow_hf.data.batches import encode_rows, make_batches
+from metaflow_hf.data import BlockManager, encode_examples, process_raw_dataset_to_blocks
+from metaflow_hf.data.batches import make_batches
 from metaflow_hf.errors import ConfigError, TrainingIncomplete, UnsupportedModelError
 from metaflow_hf.events import RoundClosed
 from metaflow_hf.store import open_store
@@ -307,8 +307,9 @@ def test_of_conversations_is_counted_what_training_counts(model_dir):
     found = evaluate(model, CHATS, tokenizer, sequence_length=1000)
     assert found.bytes == sum(len(text.encode()) for text in SAID)
     # What training counts, in one sequence, as the trainer computes it.
-    documents = encode_rows([{"messages": chat} for chat in CHATS], tokenizer, text_column="messages")
-    [batch] = make_batches(documents, sequence_length=1000, eos_token_id=tokenizer.eos_token_id)
+    [batch] = make_batches(
+        encode_examples([{"messages": chat} for chat in CHATS], tokenizer), sequence_length=1000
+    )
     assert found.tokens == batch.num_tokens
     assert tokenizer.decode(batch.labels[batch.labels != -100]) == "".join(
         [*SAID[:2], tokenizer.eos_token, SAID[2], tokenizer.eos_token]

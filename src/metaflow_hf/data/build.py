@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.formats import DetectedFormat, resolve_format
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.open_block import scratch_directory
 from metaflow_hf.data.reading import encoded_batches
@@ -32,6 +32,8 @@ def build_blocks(
     output_dir: str | Path | None = None,
     *,
     samples_per_block: int = 100_000,
+    format: str = "auto",  # noqa: A002  the name of the setting
+    columns: Mapping[str, str] | None = None,
     text_column: str | None = None,
     on_bad_row: OnBadRow = "raise",
     num_proc: int = 1,
@@ -55,10 +57,14 @@ def build_blocks(
     directory or a URI of a store; without it the dataset goes to the datastore of the running flow, outside of
     flows to the user's cache directory, under a key of its own.
 
+    ``format`` is that of the rows: ``auto``, ``text``, ``messages``, ``sharegpt``, ``prompt_completion``, ``alpaca`` or
+    one of your own, ``columns`` names the column of each of its roles, ``text_column`` that of a format with one (see
+    ``detect_format``). Rows are stored as they are; the format decides which of them are blank or unusable.
+
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
     ones; ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
     processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
-    ahead); the result does not depend on it. Raises ``ConfigError`` when the text column is unclear (before anything
+    ahead); the result does not depend on it. Raises ``FormatError`` when the format is not certain (before anything
     is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
     """
     if num_proc < 1:
@@ -67,6 +73,8 @@ def build_blocks(
     spec = plan_dataset(
         opened,
         samples_per_block=samples_per_block,
+        format=format,
+        columns=columns,
         text_column=text_column,
         on_bad_row=on_bad_row,
         ascii_only=ascii_only,
@@ -109,6 +117,8 @@ def plan_dataset(
     source: Source,
     *,
     samples_per_block: int,
+    format: str = "auto",  # noqa: A002  the name of the setting
+    columns: Mapping[str, str] | None = None,
     text_column: str | None = None,
     on_bad_row: OnBadRow = "raise",
     ascii_only: bool = False,
@@ -125,7 +135,6 @@ def plan_dataset(
             source_digest=source.source_digest,
             commit_hash=source.commit_hash,
             block_size=samples_per_block,
-            text_column=text_column,
             ascii_only=ascii_only,
             compression=compression,
             on_bad_row=on_bad_row,
@@ -136,8 +145,20 @@ def plan_dataset(
     rows = source.first_rows()
     if not rows:
         return spec
-    column = find_text_column(rows, named=text_column, where=source.source.removeprefix("file:"))
-    return msgspec.structs.replace(spec, text_column=column)
+    found = resolve_format(
+        rows,
+        format=format,
+        columns=columns,
+        text_column=text_column,
+        where=source.source.removeprefix("file:"),
+    )
+    return with_format(spec, found)
+
+
+def with_format(spec: DatasetSpec, form: DetectedFormat) -> DatasetSpec:
+    """The specification of a dataset whose rows have this format."""
+    columns = {} if form.name == "text" else dict(form.columns)
+    return msgspec.structs.replace(spec, text_column=form.main_column, format=form.name, columns=columns)
 
 
 def write_dataset(

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, Self
 
 import msgspec
 
+from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.errors import DatasetMismatch
 from metaflow_hf.store.objects import encode_json
 
@@ -39,11 +40,15 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     state: dict[str, Any] | None = None
 
 
+_LATER: Final[dict[str, Any]] = {"format": "text", "columns": {}}
+
+
 class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the bytes of a dataset, and nothing else.
 
     ``source_digest`` stands for the names, sizes and checksums of local files; a hub's commit needs none.
-    ``by_shard`` says that no block spans two files of the source (see ``sharded``).
+    ``by_shard`` says that no block spans two files of the source (see ``sharded``). ``format`` and ``columns`` (role ->
+    column) say which rows have content; of plain texts ``text_column`` does.
     """
 
     dataset_name: str
@@ -58,9 +63,20 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int | None = None
     max_bytes: int | None = None
     by_shard: bool = False
+    format: str = "text"
+    columns: dict[str, str] = {}
 
     def to_json(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+        """The fields; those that were added later only where they say something, so that digests stay."""
+        values = {field: getattr(self, field) for field in self.__struct_fields__}
+        return {
+            field: value for field, value in values.items() if field not in _LATER or value != _LATER[field]
+        }
+
+    @property
+    def detected(self) -> DetectedFormat:
+        """The format of the rows, with its columns."""
+        return DetectedFormat(self.format, self.columns or {"text": self.text_column or "text"})
 
     def digest(self) -> str:
         return hashlib.sha256(encode_json(self.to_json())).hexdigest()
@@ -133,6 +149,8 @@ class BlockManifest(msgspec.Struct, frozen=True, kw_only=True):
     compression: Compression | None = None
     spec_digest: str = ""
     digest: str = ""
+    format: str | None = None
+    columns: dict[str, str] = {}
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -159,6 +177,8 @@ class BlockManifest(msgspec.Struct, frozen=True, kw_only=True):
             compression=spec.compression,
             spec_digest=spec.digest(),
             digest=content_digest(blocks),
+            format=spec.format if spec.text_column else None,
+            columns=spec.columns,
         )
 
 

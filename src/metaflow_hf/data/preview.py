@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from metaflow_hf.data.batches import Piece, encode_rows, make_batches, pieces
+from metaflow_hf.data.batches import Piece, make_batches, pieces
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.data.stored import find_dataset
-from metaflow_hf.data.tokens import LossOn
+from metaflow_hf.data.tokens import ExampleEncoder, LossOn
 from metaflow_hf.errors import SelectionError
 
 
@@ -76,7 +76,7 @@ def preview_batch(
             chosen = blocks.read_rows(block_id, start, stop)
         except IndexError as error:
             raise SelectionError(str(error)) from error
-        documents = encode_rows(chosen, tokenizer, text_column=blocks.text_column, loss_on=loss_on)
+        documents = ExampleEncoder(tokenizer, blocks.format, loss_on=loss_on).encode(chosen)
     batches = make_batches(
         documents,
         sequence_length=sequence_length,

@@ -366,13 +366,14 @@ class TrainingJob:
 
     def _open(self, key: str) -> "BlockManager":
         from metaflow_hf.data import BlockManager
+        from metaflow_hf.train.blocks import format_settings
 
         data = self.config.data
         return BlockManager(
             configured_store().child(key),
             data.samples_per_block,
             self._chunk_size(),
-            text_column=data.text_column,
+            **format_settings(data),
         )
 
     def _chunk_size(self) -> int:

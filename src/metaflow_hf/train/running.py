@@ -22,12 +22,13 @@ from metaflow_hf.store.objects import ObjectStore, new_nonce
 from metaflow_hf.store.probing import probe
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
+from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_attempts, this_process
 from metaflow_hf.train.heldout import HeldOut, held_out, training_samples
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
-from metaflow_hf.train.models import load_model, load_tokenizer, load_trainable, prepare, trained_parameters
+from metaflow_hf.train.models import load_model, load_trainable, prepare, trained_parameters
 from metaflow_hf.train.nonfinite import save_bad_step
 from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
@@ -147,14 +148,13 @@ def train_worker(
 
     with open_team(model_dir, config, place) as team:
         model = load_trainable(model_dir, config, place)
-        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        tokenizer = training_tokenizer(model_dir, config)
         trainer = ModelTrainer(
             model,
-            tokenizer,
+            example_encoder(tokenizer, row_format(blocks, config), config),
             blocks,
             order,
             config,
-            text_column=config.data.text_column or blocks.text_column,
             device=place,
             held_out=sides,
             progress=progress,
@@ -254,6 +254,7 @@ def _spec(
         model_dir=model_dir,
         initial_weights=weights,
         evaluation_rows=sides.digest,
+        form=row_format(blocks, config),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import ConfigError, LineageMismatch
 from metaflow_hf.store.objects import encode_json
@@ -72,10 +73,11 @@ def make_spec(
     model_dir: Path,
     initial_weights: Payload,
     evaluation_rows: str | None = None,
+    form: DetectedFormat | None = None,
 ) -> Spec:
     """The specification of a new lineage.
 
-    ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``).
+    ``form`` is the format of the rows; ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``).
     Raises ``ConfigError`` for an incomplete or too small dataset.
     """
     if not manifest.is_complete:
@@ -91,7 +93,7 @@ def make_spec(
         "claim_samples": claim_samples(config, chunk_size, sum(samples)),
         "num_samples": sum(samples),
     }
-    values = hyperparameters(config, model_dir, evaluation_rows)
+    values = hyperparameters(config, model_dir, evaluation_rows, form)
     dataset = {"key": manifest.dataset_name, "digest": manifest.digest}
     return Spec(
         lineage=lineage,
@@ -118,7 +120,10 @@ def order_of(order: Mapping[str, Any], samples: Sequence[int]) -> ClaimOrder:
 
 
 def hyperparameters(
-    config: TrainConfig, model_dir: Path, evaluation_rows: str | None = None
+    config: TrainConfig,
+    model_dir: Path,
+    evaluation_rows: str | None = None,
+    form: DetectedFormat | None = None,
 ) -> dict[str, Any]:
     """Everything in a configuration that changes the mathematics, and the architecture in ``model_dir``."""
     return {
@@ -140,6 +145,7 @@ def hyperparameters(
             "long_documents": config.data.long_documents,
             "loss_on": config.data.loss_on,
             "text_column": config.data.text_column,
+            **_format(config, form),
             "heldout_samples": None if config.data.evaluation_dataset else config.data.heldout_samples,
             "evaluation_rows": evaluation_rows,
         },
@@ -162,6 +168,20 @@ def hyperparameters(
             },
         ),
     }
+
+
+def _format(config: TrainConfig, form: DetectedFormat | None) -> dict[str, Any]:
+    """How rows are read and rendered, where that is not as plain text."""
+    data = config.data
+    template = data.chat_template and digest_of(data.chat_template.encode())
+    is_plain = form is None or form.name == "text"
+    values = {
+        "format": None if is_plain or form is None else form.name,
+        "columns": None if is_plain or form is None else dict(form.columns),
+        "chat_template": template,
+        "template_date": data.template_date,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
 def tokenizer_digest(model_dir: Path) -> str:

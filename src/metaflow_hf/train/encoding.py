@@ -1,0 +1,43 @@
+"""The tokenizer of a training, and what turns the rows of a dataset into the tokens that it trains."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.chat import read_chat_template
+from metaflow_hf.data.formats import DetectedFormat
+from metaflow_hf.data.manager import BlockManager
+from metaflow_hf.data.tokens import ExampleEncoder
+from metaflow_hf.train.models import load_tokenizer
+
+
+def training_tokenizer(model_dir: Path, config: TrainConfig) -> Any:
+    """The tokenizer of a model, with ``data.chat_template`` where that is set.
+
+    Raises ``ConfigError`` for a template that does not exist, and ``UnsupportedModelError`` without a tokenizer.
+    """
+    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    if config.data.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(config.data.chat_template, tokenizer)
+    return tokenizer
+
+
+def row_format(blocks: BlockManager, config: TrainConfig) -> DetectedFormat:
+    """The format of a dataset's rows: what the configuration says, else what the dataset was built with."""
+    data = config.data
+    return blocks.format_as(format=data.format, columns=data.columns, text_column=data.text_column)
+
+
+def example_encoder(tokenizer: Any, form: DetectedFormat, config: TrainConfig) -> ExampleEncoder:
+    """What turns rows of this format into tokens, by the rules of the configuration."""
+    data = config.data
+    return ExampleEncoder(
+        tokenizer, form, loss_on=data.loss_on, on_bad_row=data.on_bad_row, template_date=template_date(config)
+    )
+
+
+def template_date(config: TrainConfig) -> dt.date | None:
+    """The date that chat templates print which ask for the current one; ``None`` for the day on which they are used."""
+    date = config.data.template_date
+    return None if date is None else dt.date.fromisoformat(date)
