@@ -113,7 +113,7 @@ def test_how_much_is_held_out(training):
     assert heldout_target(10**6, config) == 1_000
     automatic = config.replace(data={"heldout_samples": "auto"})
     assert [heldout_target(rows, automatic) for rows in (2, 19, 100, 10_000, 10**6)] == [1, 1, 10, 256, 1_000]
-    with pytest.raises(ConfigError, match="20 samples .* heldout_samples = 20"):
+    with pytest.raises(ConfigError, match=r"20 samples .*heldout_samples = 20"):
         heldout_target(100, config.replace(data={"max_samples": 20, "heldout_samples": 20}))
     sides = HeldOut(2**62)
     held = sum(sides.holds(f"text {number}") for number in range(4_000))

@@ -64,7 +64,7 @@ class DryRun:
             training = stack.enter_context(self._blocks(self.training))
             heldout = stack.enter_context(self._blocks(self.heldout)) if self.heldout else None
             plan = make_plan(
-                self._extent(),
+                self._extent(training),
                 training,
                 heldout,
                 model_dir=self.model_dir,
@@ -93,7 +93,7 @@ class DryRun:
 
         with self._blocks(self.training) as blocks:
             sizes = training_samples([block.sample_count for block in blocks.manifest.blocks], self.config)
-            order = order_of(self._order(), sizes)
+            order = order_of(self._order(blocks), sizes)
             if not 0 <= position < order.num_positions:
                 raise SelectionError(
                     f"there are {order.num_positions:,} positions; there is no position {position}."
@@ -123,10 +123,10 @@ class DryRun:
             sequences=pieces(batches[number], tokenizer),
         )
 
-    def _extent(self) -> Extent:
+    def _extent(self, blocks: BlockManager) -> Extent:
         config = self.config
         samples = sum(training_samples([self.training.rows], config))
-        order = self._order()
+        order = self._order(blocks)
         return Extent(
             lineage=self.job.lineage,
             samples=samples,
@@ -135,18 +135,24 @@ class DryRun:
             max_tokens=config.rounds.max_tokens,
         )
 
-    def _order(self) -> dict[str, Any]:
+    def _order(self, blocks: BlockManager) -> dict[str, Any]:
         """As a specification describes it."""
+        from metaflow_hf.train.encoding import example_encoder, row_format, rows_of_step, training_tokenizer
         from metaflow_hf.train.spec import claim_samples
 
-        data, size = self.config.data, self._chunk_size()
+        data, size, rows = self.config.data, self._chunk_size(), 1
+        if self.config.rounds.claim_samples == "auto":
+            tokenizer = training_tokenizer(self.model_dir, self.config)
+            rows = rows_of_step(
+                blocks, example_encoder(tokenizer, row_format(blocks, self.config), self.config), self.config
+            )
         samples = sum(training_samples([self.training.rows], self.config))
         return {
             "seed": data.seed,
             "shuffle": data.shuffle,
             "epochs": data.epochs,
             "chunk_samples": size,
-            "claim_samples": claim_samples(self.config, size, samples),
+            "claim_samples": claim_samples(self.config, size, samples, step_rows=rows),
         }
 
     def _held_out(self, blocks: BlockManager) -> HeldOut:

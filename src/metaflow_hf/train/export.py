@@ -13,12 +13,12 @@ from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
 from metaflow_hf.train.adapters import merge_adapters, save_adapters
+from metaflow_hf.train.encoding import training_tokenizer
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
     export_dtype,
     load_model,
-    load_tokenizer,
     load_weights,
     prepare,
     save_model,
@@ -182,7 +182,7 @@ def write_model(
         save_adapters(model, directory, base_model=config.model.name, revision=commit)
     else:
         save_model(merge_adapters(model).to(export_dtype(model_dir, config.model)), directory)
-    load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code).save_pretrained(directory)
+    training_tokenizer(model_dir, config).save_pretrained(directory)
 
 
 def _saves_adapter(config: TrainConfig) -> bool:

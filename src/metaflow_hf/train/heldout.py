@@ -131,6 +131,8 @@ def held_out(
     """
     if heldout is not None:
         return HeldOut.copies_of(evaluation_rows(heldout, config))
+    if config.data.evaluation_dataset is not None:
+        return NOTHING_HELD_OUT
     sizes = training_samples([block.sample_count for block in blocks.wait_complete().blocks], config)
     total = sum(sizes) if samples is None else samples
     target = heldout_target(total, config)

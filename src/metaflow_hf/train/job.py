@@ -318,7 +318,7 @@ class TrainingJob:
                 Path(model_dir),
                 training=training,
                 heldout=heldout,
-                config=self.config,
+                config=self._dated(Path(base_dir)),
                 plan=plan,
                 model=model,
                 events=events,
@@ -326,6 +326,13 @@ class TrainingJob:
             )
         store_results(self._lineage_store(), outcome, events)
         return outcome
+
+    def _dated(self, model_dir: Path) -> TrainConfig:
+        """The configuration with the date that the lineage's chat template prints."""
+        from metaflow_hf.train.encoding import with_template_date
+        from metaflow_hf.train.lineage import Lineage
+
+        return with_template_date(self.config, model_dir, Lineage(self._lineage_store()).spec())
 
     def heldout_texts(self) -> list[Any]:
         """Texts and conversations that no worker trains, as ``evaluate`` measures them."""

@@ -100,7 +100,7 @@ def make_plan(
     # Of the rows looked at, all may be longer than what is trained.
     in_claims = tokens / per_claim if per_claim else 0.0
     rounds = 0 if speed is None or not per_claim else _rounds(tokens, per_claim, speed, config)
-    claims = min(extent.num_positions, math.ceil(in_claims))
+    claims = min(extent.num_positions, math.ceil(extent.num_positions * tokens / available))
     manifest, form = training.manifest, row_format(training, config)
     memory = memory_of_worker(model_dir, config, _likely_dtype(config))
     return Plan(
@@ -140,6 +140,7 @@ def make_plan(
         format=form.name,
         columns=dict(form.columns),
         rows=rows + manifest.skipped_rows,
+        heldout_rows=found.scaled(found.held_out, rows),
         skipped=_skipped(found, rows, manifest.skipped_rows, config),
         labelled_fraction=found.labelled_fraction,
         batch_sequences=found.sequences_per_step,
@@ -200,12 +201,13 @@ def look(
     tokenizer = training_tokenizer(model_dir, config)
     text = read_architecture(model_dir, config.model).get_text_config(decoder=True)
     encoder = example_encoder(tokenizer, row_format(training, config), config)
-    measured = passages([row.value for row in measured_rows(training, heldout, config)], encoder)
-    if not any(len(passage.predicted) > 0 for passage in measured):
-        raise ConfigError(
-            f"none of the held-out rows of {config.data.evaluation_dataset or config.data.dataset} has anything to be "
-            "predicted: name another data.evaluation_dataset."
-        )
+    if heldout is not None or config.data.evaluation_dataset is None:
+        measured = passages([row.value for row in measured_rows(training, heldout, config)], encoder)
+        if not any(passage.predicted for passage in measured):
+            raise ConfigError(
+                f"none of the held-out rows of {config.data.evaluation_dataset or config.data.dataset} has anything to "
+                "be predicted: name another data.evaluation_dataset."
+            )
     surveyor = Surveyor(
         training,
         encoder,
