@@ -77,8 +77,9 @@ class ExampleEncoder:
         self._learn_all = loss_on == "all"
         self._on_bad_row = on_bad_row
         self._template = ChatTemplate(tokenizer, date=template_date)
-        # How many rows were skipped, by reason.
+        # How many rows were skipped, by reason, and how many examples lost the thoughts of their turns.
         self.skipped: Counter[str] = Counter()
+        self.without_thoughts = 0
 
     @property
     def skips_bad_rows(self) -> bool:
@@ -108,10 +109,20 @@ class ExampleEncoder:
                 continue
             if example is None:
                 self.skipped["blank"] += 1
+            self._count_thoughts(rendered)
             transcripts += rendered
             numbers += [number] * len(rendered)
         encoded = self.tokenize(transcripts)
         return [replace(one, row=number) for one, number in zip(encoded, numbers, strict=True)]
+
+    def _count_thoughts(self, rendered: Sequence[Transcript]) -> None:
+        lost = sum(not one.has_thoughts for one in rendered)
+        if lost and not self.without_thoughts:
+            logger.warning(
+                "the chat template leaves thoughts of the assistant out, so they are not trained: set data.chat_template "
+                "to one that keeps them"
+            )
+        self.without_thoughts += lost
 
     def render(self, example: Example) -> list[Transcript]:
         """What an example says as text, with the parts that are learned. Raises ``RowProblem``."""

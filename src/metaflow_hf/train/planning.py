@@ -136,6 +136,7 @@ def make_plan(
             *_few_rounds(rounds, in_claims, config),
             *_small_batches(found, config),
             *_long_documents(found, config),
+            *_template_notes(found),
         ),
         format=form.name,
         columns=dict(form.columns),
@@ -229,6 +230,22 @@ def _skipped(found: Survey, rows: int, at_building: int, config: TrainConfig) ->
         reason = "blank" if config.data.on_bad_row == "raise" else "blank or malformed"
         counts[reason] = counts.get(reason, 0) + at_building
     return counts
+
+
+def _template_notes(found: Survey) -> list[str]:
+    notes = []
+    if found.without_thoughts:
+        share = math.ceil(100 * found.without_thoughts / found.documents)
+        notes.append(
+            f"the chat template leaves out the thoughts of about {share} % of the examples: they are not trained. Set "
+            "data.chat_template to one that keeps them."
+        )
+    if found.documents > found.trained:
+        notes.append(
+            f"the chat template renders earlier turns in another way than the last one, so each turn is an example of its "
+            f"own with its history: {found.documents / found.trained:.1f} examples a row, and as many times the tokens."
+        )
+    return notes
 
 
 def _long_documents(found: Survey, config: TrainConfig) -> list[str]:

@@ -30,7 +30,8 @@ class Survey:
 
     ``trained`` rows gave ``input_tokens`` tokens, of which ``tokens`` carry loss, in ``sequences`` sequences and
     ``steps`` optimizer steps; ``held_out`` rows are not trained, ``skipped`` counts the unusable ones by reason.
-    Of ``documents`` examples ``left_out`` lost tokens because they are too long. ``example`` is one rendered sequence, as runs of text
+    Of ``documents`` examples ``left_out`` lost tokens because they are too long, and
+    ``without_thoughts`` the thoughts of their turns because the chat template leaves them out. ``example`` is one rendered sequence, as runs of text
     with and without loss.
     """
 
@@ -43,6 +44,7 @@ class Survey:
     sequences: int
     steps: int
     left_out: int
+    without_thoughts: int
     documents: int
     is_whole: bool
     example: tuple[tuple[bool, str], ...] = ()
@@ -143,6 +145,7 @@ class Surveyor:
             sequences=counts.sequences,
             steps=counts.steps,
             left_out=counts.left_out,
+            without_thoughts=self._encoder.without_thoughts,
             documents=counts.documents,
             is_whole=len(chosen) == positions,
             example=example,

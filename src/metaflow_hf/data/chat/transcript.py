@@ -10,11 +10,11 @@ Whatever the template does, a turn that is to be learned must be found in what i
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from metaflow_hf.data.chat.stock_marks import moved_end, moved_start
 from metaflow_hf.data.chat.template import ChatTemplate
-from metaflow_hf.data.chat.verification import check_turn
+from metaflow_hf.data.chat.verification import THOUGHTS, check_turn
 from metaflow_hf.data.formats.examples import ASSISTANT, Conversation, RowProblem
 
 Span = tuple[int, int]
@@ -24,12 +24,14 @@ Span = tuple[int, int]
 class Transcript:
     """A rendered text, and the spans of characters ``[start, stop)`` of it that carry the loss.
 
-    ``ends_learned`` says whether its end is learned. ``adds_special_tokens`` is for a text that no template rendered.
+    ``ends_learned`` says whether its end is learned, ``has_thoughts`` whether the template kept all thoughts of the
+    turns. ``adds_special_tokens`` is for a text that no template rendered.
     """
 
     text: str
     learned: tuple[Span, ...]
     ends_learned: bool = True
+    has_thoughts: bool = True
     adds_special_tokens: bool = False
 
     @property
@@ -66,9 +68,8 @@ def transcribe(conversation: Conversation, template: ChatTemplate, *, learn_all:
             )
     if learn_all:
         text = template.render(messages, tools)
-        for number in turns:
-            check_turn(messages[number], text, number)
-        return [Transcript(text, ((0, len(text)),))]
+        kept = [check_turn(messages[number], text, number) for number in turns]
+        return [Transcript(text, ((0, len(text)),), has_thoughts=all(kept))]
     if not getattr(template.tokenizer, "is_fast", False):
         raise RowProblem(
             f"{type(template.tokenizer).__name__} does not say which characters a token stands for, so the turns of the "
@@ -93,12 +94,18 @@ def _by_rendering(
         (_start(conversation, number, text, template), moved_end(source, text, len(text)))
         for number, text in zip(turns, upto, strict=True)
     ]
-    for number, text, (start, stop) in zip(turns, upto, spans, strict=True):
+    kept = [
         check_turn(messages[number], text[start:stop], number)
+        for number, text, (start, stop) in zip(turns, upto, spans, strict=True)
+    ]
     if all(map(whole.startswith, upto)):
         ended = [(start, _end(whole, stop, template)) for start, stop in spans]
-        return [Transcript(whole, tuple(ended), ends_learned=turns[-1] + 1 == len(messages))]
-    return [Transcript(text, (span,)) for text, span in zip(upto, spans, strict=True)]
+        ends_learned = turns[-1] + 1 == len(messages)
+        return [Transcript(whole, tuple(ended), ends_learned, has_thoughts=all(kept))]
+    return [
+        Transcript(text, (span,), has_thoughts=has_thoughts)
+        for text, span, has_thoughts in zip(upto, spans, kept, strict=True)
+    ]
 
 
 def _start(conversation: Conversation, number: int, upto: str, template: ChatTemplate) -> int:
@@ -174,16 +181,15 @@ def _by_marks(conversation: Conversation, turns: Sequence[int], template: ChatTe
     text, spans = _marked(conversation, len(messages), template)
     if len(turns) == len(speaking):
         learned = "".join(text[start:stop] for start, stop in spans)
-        for number in turns:
-            check_turn(messages[number], learned, number)
-        return [Transcript(text, tuple(spans), ends_learned=turns[-1] + 1 == len(messages))]
+        kept = [check_turn(messages[number], learned, number) for number in turns]
+        return [Transcript(text, tuple(spans), turns[-1] + 1 == len(messages), has_thoughts=all(kept))]
     transcripts = []
     for number in turns:
         text, spans = _marked(conversation, number + 1, template)
         before = _common(template.render(messages[:number], tools), text) if number else 0
         spans = [span for span in spans if span[1] > before]
-        check_turn(messages[number], "".join(text[start:stop] for start, stop in spans), number)
-        transcripts.append(Transcript(text, tuple(spans)))
+        kept = check_turn(messages[number], "".join(text[start:stop] for start, stop in spans), number)
+        transcripts.append(Transcript(text, tuple(spans), has_thoughts=is_whole))
     return transcripts
 
 
@@ -214,9 +220,6 @@ def _runs(places: Iterator[tuple[Span, int]]) -> Iterator[Span]:
         yield run
 
 
-_THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")
-
-
 def _is_empty(message: Any) -> bool:
-    said = [message["content"], *(message.get(key) or "" for key in _THOUGHTS)]
+    said = [message["content"], *(message.get(key) or "" for key in THOUGHTS)]
     return not message.get("tool_calls") and not any(str(text).strip() for text in said)

@@ -9,12 +9,15 @@ from metaflow_hf.data.formats.examples import RowProblem
 
 _THOUGHTS_IN_CONTENT: Final = re.compile(r"^.*</think>", re.DOTALL)
 _SHOWN: Final = 60
+# The keys under which messages hold what the assistant thinks before it answers.
+THOUGHTS: Final = ("reasoning_content", "reasoning", "thinking")
 
 
-def check_turn(message: Mapping[str, Any], said: str, number: int) -> None:
+def check_turn(message: Mapping[str, Any], said: str, number: int) -> bool:
     """Raises ``RowProblem`` unless ``said`` holds the content and the tool calls of message ``number`` (from 0).
 
-    Space around the content may be gone, and thoughts: many templates keep those of the last turn only, or none.
+    Space around the content may be gone, and thoughts: some templates keep those of the last turn only, or none.
+    Returns whether all thoughts are there.
     """
     content = message["content"].strip()
     answer = _THOUGHTS_IN_CONTENT.sub("", content).strip()
@@ -27,6 +30,8 @@ def check_turn(message: Mapping[str, Any], said: str, number: int) -> None:
         for leaf in _leaves(function["arguments"]):
             if not any(form in said for form in _written(leaf)):
                 raise _left_out(number, f"argument of the tool {function['name']!r},", str(leaf))
+    thoughts = [str(message.get(key) or "").strip() for key in THOUGHTS]
+    return content in said and all(thought in said for thought in thoughts)
 
 
 def _left_out(number: int, what: str, text: str) -> RowProblem:
