@@ -21,9 +21,12 @@ from metaflow_hf.errors import DatasetMismatch
 from metaflow_hf.store.objects import encode_json
 
 SCHEMA: Final = 1
+# Fields of a ``DatasetSpec`` that its digest leaves out when they are ``None``.
+_ONLY_WHERE_SET: Final = frozenset({"documents", "document_rules"})
 _SHARD_BLOCK: Final = re.compile(r"shards/\d+/blocks/[^/]+")
 
 OnBadRow = Literal["raise", "skip"]
+Documents = Literal["whole", "pages"]
 Compression = Literal["zstd"]
 
 
@@ -43,7 +46,9 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the bytes of a dataset, and nothing else.
 
     ``source_digest`` stands for the names, sizes and checksums of local files; a hub's commit needs none.
-    ``by_shard`` says that no block spans two files of the source (see ``sharded``).
+    ``by_shard`` says that no block spans two files of the source (see ``sharded``). ``documents`` says what a row of a
+    PDF is, and ``document_rules`` by which version of the rules text is taken out of documents; both are ``None`` for
+    sources whose rows they do not change.
     """
 
     dataset_name: str
@@ -58,9 +63,17 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int | None = None
     max_bytes: int | None = None
     by_shard: bool = False
+    documents: Documents | None = None
+    document_rules: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+        """All fields that decide the bytes; those of documents only where they do, so that other keys stay as they are."""
+        plain = {field: getattr(self, field) for field in self.__struct_fields__}
+        return {
+            field: value
+            for field, value in plain.items()
+            if value is not None or field not in _ONLY_WHERE_SET
+        }
 
     def digest(self) -> str:
         return hashlib.sha256(encode_json(self.to_json())).hexdigest()

@@ -1,0 +1,163 @@
+"""Running heads, running feet and page numbers: rows at the edge of pages that repeat, or count the pages.
+
+A row is left out only on evidence from other pages: the same text at the same place, or a number there that grows by
+one from page to page. Rows at the edge go first; the next ones are looked at after them.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Final
+
+from metaflow_hf.data.sources.pdf.geometry import Page, Row
+
+# How many rows deep the furniture of a page may be, at the top and at the bottom.
+_DEPTH: Final = 4
+# How many pages show a row before it counts as repeated; in shorter documents half of the pages, and two at least.
+_PAGES: Final = 3
+# Rows of two pages are at the same place when they are not further apart than so many points.
+_SAME_PLACE: Final = 3.0
+_NUMBER: Final = re.compile(r"\d{1,4}|[ivxlc]{1,7}", re.IGNORECASE)
+_NUMBERING: Final = re.compile(
+    r"(?:(?:page|slide|p\.|seite|blatt|página|pagina|strona|стр\.)\s*)?[-–—|·\[(]?\s*(\d{1,4}|[ivxlc]{1,7})\s*[-–—|·\])]?"
+    r"(?:\s*(?:of|/|von|de|di|sur|из|z)\s*\d{1,4})?",
+    re.IGNORECASE,
+)
+_ROMAN: Final = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
+
+
+def remove_furniture(pages: Sequence[Page]) -> None:
+    """Takes running heads, running feet and page numbers out of ``pages``, unless nothing else would be left."""
+    upright = _main_angle(pages)
+    kept = {page.number: list(page.rows) for page in pages}
+    lanes: set[tuple[Hashable, ...]] = set()
+    for edge in (_top, _bottom):
+        for _ in range(_DEPTH):
+            outermost = [(page, row) for page in pages if (row := edge(page.rows, upright)) is not None]
+            found = _repeated(outermost, len(pages)) + _numbered(outermost, len(pages))
+            lanes |= _widespread(found, len(pages))
+            found += [(page, row) for page, row in outermost if _lane(row) in lanes and _is_apart(page, row)]
+            if not found:
+                break
+            for page, row in found:
+                if row in page.rows:
+                    page.rows.remove(row)
+    if not any(page.rows for page in pages):
+        for page in pages:
+            page.rows = kept[page.number]
+
+
+def _main_angle(pages: Sequence[Page]) -> int:
+    angles: Counter[int] = Counter()
+    for page in pages:
+        for row in page.rows:
+            angles[row.angle] += row.fonts.total()
+    return angles.most_common(1)[0][0] if angles else 0
+
+
+def _top(rows: Sequence[Row], angle: int) -> Row | None:
+    upright = [row for row in rows if row.angle == angle]
+    return max(upright or rows, key=lambda row: row.baseline, default=None)
+
+
+def _bottom(rows: Sequence[Row], angle: int) -> Row | None:
+    upright = [row for row in rows if row.angle == angle]
+    return min(upright or rows, key=lambda row: row.baseline, default=None)
+
+
+Candidates = list[tuple[Page, Row]]
+
+
+def _repeated(outermost: Candidates, num_pages: int) -> Candidates:
+    """Rows whose text stands at the same place on several pages."""
+    return _on_several(outermost, lambda _, row: row.text, num_pages)
+
+
+def _numbered(outermost: Candidates, num_pages: int) -> Candidates:
+    """Rows at the same place that number the pages, alone or beside a text."""
+    found: Candidates = []
+    for side in (0, -1):
+
+        def offset(page: Page, row: Row, side: int = side) -> Hashable:
+            numbers = _page_numbers(row, side)
+            return None if numbers is None else (numbers[0] - page.number, numbers[1])
+
+        found += _on_several(outermost, offset, num_pages)
+    largest = _largest_text(outermost)
+    for side in (0, -1):
+
+        def run(page: Page, row: Row, side: int = side) -> Hashable:
+            words = [word.text for word in row.words]
+            # One word and a number may be the heading of an exercise; so may larger letters.
+            if len(words) < 3 or not words[side].isdecimal() or row.size > largest:
+                return None
+            rest = words[1:] if side == 0 else words[:-1]
+            return (int(words[side]) - page.number, *rest)
+
+        found += _on_several(outermost, run, num_pages)
+    return found
+
+
+def _page_numbers(row: Row, side: int) -> tuple[int, bool] | None:
+    """The number in the outer cell of a row, and whether it is Roman; ``None`` if there is no number of a page."""
+    cells = row.cells
+    match = _NUMBERING.fullmatch(cells[side])
+    if match is None and len(cells) == 1:
+        parts = re.split(r"\s[|·•–—-]\s", row.text)
+        match = _NUMBERING.fullmatch(parts[side]) if len(parts) > 1 else None
+    if match is None:
+        return None
+    number = match.group(1)
+    return (int(number), False) if number.isdecimal() else (_roman(number.lower()), True)
+
+
+def _roman(number: str) -> int:
+    values = [_ROMAN[letter] for letter in number]
+    return sum(
+        -value if any(later > value for later in values[at + 1 :]) else value
+        for at, value in enumerate(values)
+    )
+
+
+def _on_several(outermost: Candidates, key_of: Callable[[Page, Row], Hashable], num_pages: int) -> Candidates:
+    groups: dict[Hashable, Candidates] = defaultdict(list)
+    for page, row in outermost:
+        key = key_of(page, row)
+        if key is not None:
+            groups[key].append((page, row))
+    found: Candidates = []
+    for group in groups.values():
+        for page, row in group:
+            near = [other for _, other in group if _is_same_place(other, row)]
+            if len(near) >= max(2, min(_PAGES, -(-num_pages // 2))):
+                found.append((page, row))
+    return found
+
+
+def _is_same_place(row: Row, other: Row) -> bool:
+    return row.angle == other.angle and abs(row.baseline - other.baseline) <= _SAME_PLACE
+
+
+def _widespread(found: Candidates, num_pages: int) -> set[tuple[Hashable, ...]]:
+    """Places where half of the pages have furniture: what stands there on the others is some too."""
+    lanes = Counter(_lane(row) for _, row in found)
+    return {lane for lane, count in lanes.items() if count >= max(_PAGES, num_pages // 2)}
+
+
+def _lane(row: Row) -> tuple[Hashable, ...]:
+    return (round(row.baseline), row.size, row.font, row.angle)
+
+
+def _is_apart(page: Page, row: Row) -> bool:
+    """Whether more than the distance of two lines separates the row from the text."""
+    distances = [abs(row.baseline - other.baseline) for other in page.rows if other is not row]
+    return min((distance for distance in distances if distance > 0), default=0.0) > 1.5 * row.size
+
+
+def _largest_text(rows: Iterable[tuple[Page, Row]]) -> float:
+    """The size that most text of these pages has; larger rows are headings."""
+    sizes: Counter[float] = Counter()
+    for page in {id(page): page for page, _ in rows}.values():
+        for row in page.rows:
+            sizes[row.size] += len(row.text)
+    return sizes.most_common(1)[0][0] if sizes else 0.0

@@ -1,0 +1,87 @@
+"""Whether the hyphen at the end of a line belongs to its word.
+
+The document itself decides: by the words that it writes elsewhere within a line, then by its other compounds.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+HYPHENS: Final = "-\u2010\u00ad"
+_WORD: Final = re.compile(r"[^\W\d_]+(?:[-\u2010'’][^\W\d_]+)*")
+_LAST: Final = re.compile(r"((?:[^\W_]+[-\u2010'’])*[^\W_]+)[-\u2010\u00ad]$")
+_FIRST: Final = re.compile(r"[^\W_]+(?:[-\u2010'’][^\W_]+)*")
+# First parts that make a compound with whatever follows them.
+_FIRST_PARTS: Final = frozenset({"self", "well", "so", "two", "three", "four", "first", "second", "third"})
+# Last parts that make a compound with a whole word before them.
+_LAST_PARTS: Final = frozenset(
+    {"aware", "based", "dependent", "driven", "free", "friendly", "independent", "level", "oriented", "party"}
+    | {"related", "specific", "style"}
+)
+# Words before which a hyphen stands for what a later word says: pre- and postfix.
+_SUSPENDING: Final = frozenset({"and", "or", "to", "und", "oder", "bzw", "et", "ou", "y", "o", "e", "en"})
+
+
+@dataclass(slots=True)
+class Vocabulary:
+    """The words of a document that no line end cuts, in lower case."""
+
+    words: Counter[str] = field(default_factory=Counter)
+    first_parts: set[str] = field(default_factory=set)
+    last_parts: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, lines: Iterable[list[str]]) -> "Vocabulary":
+        """Of lines in order, each the list of its words."""
+        known = cls()
+        is_cut = False
+        for words in lines:
+            ends_cut = bool(words) and words[-1][-1:] in HYPHENS
+            whole = words[1 if is_cut else 0 : len(words) - 1 if ends_cut else None]
+            is_cut = ends_cut
+            for match in _WORD.finditer(" ".join(whole).lower()):
+                known.words[match.group().replace("\u2010", "-")] += 1
+        for word in known.words:
+            first, *_, last = word.split("-") if "-" in word else ("", "")
+            known.first_parts.add(first)
+            known.last_parts.add(last)
+        return known
+
+    def joined(self, line: str, following: str) -> str:
+        """Two lines of a paragraph as one; a word that a hyphen cuts is whole again."""
+        last, first = _LAST.search(line), _FIRST.match(following)
+        if last is None or first is None:
+            return f"{line}{_between(line, following)}{following}"
+        before, after = last.group(1), first.group()
+        if after.lower() in _SUSPENDING and not self._is_word(before + after):
+            return f"{line} {following}"
+        if self._keeps_hyphen(before.lower(), after.lower(), is_soft=line.endswith("\u00ad")) or not (
+            (after[0].islower() and before[-1].isalpha()) or (before + after).isupper()
+        ):
+            return line.replace("\u00ad", "-") + following if line.endswith("\u00ad") else line + following
+        return line[:-1] + following
+
+    def _keeps_hyphen(self, before: str, after: str, *, is_soft: bool) -> bool:
+        with_hyphen, without = self.words[f"{before}-{after}"], self.words[f"{before}{after}"]
+        if with_hyphen or without:
+            return with_hyphen > without
+        if is_soft:
+            return False
+        if "-" in before:
+            return True
+        head, tail = before, after.partition("-")[0]
+        if tail in _LAST_PARTS or tail in self.last_parts:
+            return self._is_word(head) or head in _FIRST_PARTS or head in self.first_parts
+        return self._is_word(tail) and (head in _FIRST_PARTS or head in self.first_parts)
+
+    def _is_word(self, word: str) -> bool:
+        return len(word) > 2 and self.words[word.lower()] > 0
+
+
+def _between(line: str, following: str) -> str:
+    """Nothing after a dash within a word or an address, else a space."""
+    if line.endswith(":") and following.startswith("//"):
+        return ""
+    return "" if re.search(r"\w[—/]$|://\S*[-/._]$|[^\W_]-$", line) else " "
