@@ -170,25 +170,15 @@ def _pdf_rows(name: str, data: bytes, documents: Documents) -> Iterator[dict[str
 def _docx_rows(_name: str, data: bytes, _documents: Documents) -> Iterator[dict[str, Any]]:
     import docx
     from docx.opc.exceptions import OpcError
-    from docx.table import Table
     from lxml import etree
+
+    from metaflow_hf.data.sources.word import word_text
 
     with _damage_named("Word (.docx)", OpcError, etree.LxmlError):
         document = docx.Document(io.BytesIO(data))
-        lines = [
-            line
-            for item in document.iter_inner_content()
-            for line in (_table_lines(item) if isinstance(item, Table) else [item.text])
-        ]
+        text = word_text(document)
         title = _title(document.core_properties.title)
-    yield {"text": _storable("\n".join(lines).strip("\n")), "title": title, **_WHOLE}
-
-
-def _table_lines(table: Any) -> Iterator[str]:
-    """A line per row, its cells apart by tabs; a merged cell counts once."""
-    for row in table.rows:
-        cells = {cell._tc: " ".join(cell.text.split()) for cell in row.cells}  # noqa: SLF001
-        yield "\t".join(cells.values())
+    yield {"text": _storable(text), "title": title, **_WHOLE}
 
 
 def _html_rows(_name: str, data: bytes, _documents: Documents) -> Iterator[dict[str, Any]]:

@@ -21,6 +21,7 @@ _DROPPED: Final = frozenset("\u200b\ufeff\ufffe\uffff")
 # What fonts draw under other names than people search for.
 _REPLACED: Final = {
     "\x02": "-",  # PDFium's mark of a hyphen at a line end
+    "\u00ad": "-",  # drawn, so it is a hyphen like any other
     "ﬀ": "ff",
     "ﬁ": "fi",
     "ﬂ": "fl",

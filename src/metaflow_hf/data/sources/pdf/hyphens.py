@@ -9,19 +9,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-HYPHENS: Final = "-\u2010\u00ad"
+HYPHENS: Final = "-\u2010"
 _WORD: Final = re.compile(r"[^\W\d_]+(?:[-\u2010'’][^\W\d_]+)*")
-_LAST: Final = re.compile(r"((?:[^\W_]+[-\u2010'’])*[^\W_]+)[-\u2010\u00ad]$")
+_LAST: Final = re.compile(r"((?:[^\W_]+[-\u2010'’])*[^\W_]+)[-\u2010]$")
 _FIRST: Final = re.compile(r"[^\W_]+(?:[-\u2010'’][^\W_]+)*")
-# First parts that make a compound with whatever follows them.
-_FIRST_PARTS: Final = frozenset({"self", "well", "so", "two", "three", "four", "first", "second", "third"})
+# First parts that make a compound with whatever follows them, and with any other word of the document.
+_SURE_FIRST_PARTS: Final = frozenset({"self", "well"})
+_FIRST_PARTS: Final = frozenset({"so", "two", "three", "four", "first", "second", "third"})
 # Last parts that make a compound with a whole word before them.
 _LAST_PARTS: Final = frozenset(
     {"aware", "based", "dependent", "driven", "free", "friendly", "independent", "level", "oriented", "party"}
     | {"related", "specific", "style"}
 )
 # Words before which a hyphen stands for what a later word says: pre- and postfix.
-_SUSPENDING: Final = frozenset({"and", "or", "to", "und", "oder", "bzw", "et", "ou", "y", "o", "e", "en"})
+_SUSPENDING: Final = frozenset({"and", "or", "to", "und", "oder", "bzw"})
 
 
 @dataclass(slots=True)
@@ -57,21 +58,20 @@ class Vocabulary:
         before, after = last.group(1), first.group()
         if after.lower() in _SUSPENDING and not self._is_word(before + after):
             return f"{line} {following}"
-        if self._keeps_hyphen(before.lower(), after.lower(), is_soft=line.endswith("\u00ad")) or not (
-            (after[0].islower() and before[-1].isalpha()) or (before + after).isupper()
-        ):
-            return line.replace("\u00ad", "-") + following if line.endswith("\u00ad") else line + following
+        is_one_word = (after[0].islower() and before[-1].isalpha()) or (before + after).isupper()
+        if not is_one_word or self._keeps_hyphen(before.lower(), after.lower()):
+            return line + following
         return line[:-1] + following
 
-    def _keeps_hyphen(self, before: str, after: str, *, is_soft: bool) -> bool:
+    def _keeps_hyphen(self, before: str, after: str) -> bool:
         with_hyphen, without = self.words[f"{before}-{after}"], self.words[f"{before}{after}"]
         if with_hyphen or without:
             return with_hyphen > without
-        if is_soft:
-            return False
         if "-" in before:
             return True
         head, tail = before, after.partition("-")[0]
+        if head in _SURE_FIRST_PARTS and len(tail) > 3:
+            return True
         if tail in _LAST_PARTS or tail in self.last_parts:
             return self._is_word(head) or head in _FIRST_PARTS or head in self.first_parts
         return self._is_word(tail) and (head in _FIRST_PARTS or head in self.first_parts)
