@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from data.printed import Printed, plain_pdf
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.demo.content import HubContent
 from metaflow_hf.errors import BadRowError, SelectionError, UnsupportedModalityError
@@ -19,30 +20,6 @@ sentence,<br>cut.</p><script>evil()</script>
     return "é"
 </pre><ul><li>x</li><li>y</li></ul></body></html>"""
 HTML_TEXT = 'Heading & more\n\nOne bold sentence,\ncut.\n\na\tb\n\t2\n\ndef f():\n    return "é"\n\nx\ny'
-
-
-def pdf(*pages: str, password: str | None = None, title: str = "Letters") -> bytes:
-    """A PDF with one line of text a page; an empty one is a page without text, as a scan is."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
-    writer = PdfWriter()
-    writer.add_metadata({"/Title": title})
-    font = DictionaryObject()
-    for name, value in (("Type", "Font"), ("Subtype", "Type1"), ("BaseFont", "Helvetica")):
-        font[NameObject(f"/{name}")] = NameObject(f"/{value}")
-    for text in pages:
-        page = writer.add_blank_page(300, 300)
-        stream = DecodedStreamObject()
-        stream.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode() if text else b"")
-        page[NameObject("/Contents")] = writer._add_object(stream)
-        fonts = DictionaryObject({NameObject("/F1"): writer._add_object(font)})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    if password is not None:
-        writer.encrypt(user_password=password, owner_password="owner", algorithm="AES-256")
-    out = io.BytesIO()
-    writer.write(out)
-    return out.getvalue()
 
 
 def word() -> bytes:
@@ -66,7 +43,7 @@ def word() -> bytes:
 def documents(tmp_path):
     directory = tmp_path / "documents"
     (directory / "deep").mkdir(parents=True)
-    (directory / "a.pdf").write_bytes(pdf("page one", "", "page three"))
+    (directory / "a.pdf").write_bytes(plain_pdf(["First letter.", "", "Third letter."]))
     (directory / "b.docx").write_bytes(word())
     (directory / "deep/c.html").write_text(HTML)
     (directory / "deep/d.md").write_text("# Notes\n\n- kept *as is*\n")

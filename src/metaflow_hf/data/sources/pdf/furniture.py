@@ -17,6 +17,8 @@ _DEPTH: Final = 4
 _PAGES: Final = 3
 # Rows of two pages are at the same place when they are not further apart than so many points.
 _SAME_PLACE: Final = 3.0
+# More than so many times its size separates a running head from the text.
+_APART: Final = 1.4
 _NUMBER: Final = re.compile(r"\d{1,4}|[ivxlc]{1,7}", re.IGNORECASE)
 _NUMBERING: Final = re.compile(
     r"(?:(?:page|slide|p\.|seite|blatt|página|pagina|strona|стр\.)\s*)?[-–—|·\[(]?\s*(\d{1,4}|[ivxlc]{1,7})\s*[-–—|·\])]?"
@@ -29,22 +31,43 @@ _ROMAN: Final = {"i": 1, "v": 5, "x": 10, "l": 50, "c": 100}
 def remove_furniture(pages: Sequence[Page]) -> None:
     """Takes running heads, running feet and page numbers out of ``pages``, unless nothing else would be left."""
     upright = _main_angle(pages)
-    kept = {page.number: list(page.rows) for page in pages}
-    lanes: set[tuple[Hashable, ...]] = set()
+    before = {page.number: list(page.rows) for page in pages}
     for edge in (_top, _bottom):
-        for _ in range(_DEPTH):
-            outermost = [(page, row) for page in pages if (row := edge(page.rows, upright)) is not None]
-            found = _repeated(outermost, len(pages)) + _numbered(outermost, len(pages))
-            lanes |= _widespread(found, len(pages))
-            found += [(page, row) for page, row in outermost if _lane(row) in lanes and _is_apart(page, row)]
-            if not found:
-                break
-            for page, row in found:
-                if row in page.rows:
-                    page.rows.remove(row)
+        _remove_at(edge, pages, upright)
+    # Stamps along the side and marks across the page.
+    turned = [(page, row) for page in pages for row in page.rows if row.angle != upright]
+    for page, row in _on_several(turned, lambda _, row: row.text, num_pages=len(pages)):
+        page.rows.remove(row)
     if not any(page.rows for page in pages):
         for page in pages:
-            page.rows = kept[page.number]
+            page.rows = before[page.number]
+
+
+def _remove_at(edge: "Edge", pages: Sequence[Page], angle: int) -> None:
+    baselines = [row.baseline for page in pages for row in page.rows if row.angle == angle]
+    middle = (max(baselines) + min(baselines)) / 2 if baselines else 0.0
+    lanes: set[Hashable] = set()
+    taken: dict[int, list[Row]] = {page.number: [] for page in pages}
+    certain: set[int] = set()
+    for _ in range(_DEPTH):
+        rest = [(page, [row for row in page.rows if row not in taken[page.number]]) for page in pages]
+        outermost = [(page, row) for page, rows in rest if (row := edge(rows, angle, middle)) is not None]
+        numbered = _numbered(outermost)
+        found = _repeated(outermost) + numbered
+        lanes |= _widespread(found, len(outermost))
+        found += [(page, row) for page, row in outermost if _lane(row) in lanes]
+        certain |= {id(row) for _, row in numbered}
+        for page, row in found:
+            if row not in taken[page.number]:
+                taken[page.number].append(row)
+        if not found:
+            break
+    for page in pages:
+        rows = taken[page.number]
+        # What repeats as a part of the text, without a space between, is text.
+        while rows and id(rows[-1]) not in certain and not _is_apart(rows[-1], page.rows, rows):
+            rows.pop()
+        page.rows = [row for row in page.rows if row not in rows]
 
 
 def _main_angle(pages: Sequence[Page]) -> int:
@@ -55,25 +78,26 @@ def _main_angle(pages: Sequence[Page]) -> int:
     return angles.most_common(1)[0][0] if angles else 0
 
 
-def _top(rows: Sequence[Row], angle: int) -> Row | None:
-    upright = [row for row in rows if row.angle == angle]
-    return max(upright or rows, key=lambda row: row.baseline, default=None)
+def _top(rows: Sequence[Row], angle: int, middle: float) -> Row | None:
+    rows = [row for row in rows if row.angle == angle and row.baseline >= middle]
+    return max(rows, key=lambda row: row.baseline, default=None)
 
 
-def _bottom(rows: Sequence[Row], angle: int) -> Row | None:
-    upright = [row for row in rows if row.angle == angle]
-    return min(upright or rows, key=lambda row: row.baseline, default=None)
+def _bottom(rows: Sequence[Row], angle: int, middle: float) -> Row | None:
+    rows = [row for row in rows if row.angle == angle and row.baseline < middle]
+    return min(rows, key=lambda row: row.baseline, default=None)
 
 
 Candidates = list[tuple[Page, Row]]
+Edge = Callable[[Sequence[Row], int, float], Row | None]
 
 
-def _repeated(outermost: Candidates, num_pages: int) -> Candidates:
+def _repeated(outermost: Candidates) -> Candidates:
     """Rows whose text stands at the same place on several pages."""
-    return _on_several(outermost, lambda _, row: row.text, num_pages)
+    return _on_several(outermost, lambda _, row: row.text)
 
 
-def _numbered(outermost: Candidates, num_pages: int) -> Candidates:
+def _numbered(outermost: Candidates) -> Candidates:
     """Rows at the same place that number the pages, alone or beside a text."""
     found: Candidates = []
     for side in (0, -1):
@@ -82,7 +106,7 @@ def _numbered(outermost: Candidates, num_pages: int) -> Candidates:
             numbers = _page_numbers(row, side)
             return None if numbers is None else (numbers[0] - page.number, numbers[1])
 
-        found += _on_several(outermost, offset, num_pages)
+        found += _on_several(outermost, offset)
     largest = _largest_text(outermost)
     for side in (0, -1):
 
@@ -94,7 +118,7 @@ def _numbered(outermost: Candidates, num_pages: int) -> Candidates:
             rest = words[1:] if side == 0 else words[:-1]
             return (int(words[side]) - page.number, *rest)
 
-        found += _on_several(outermost, run, num_pages)
+        found += _on_several(outermost, run)
     return found
 
 
@@ -119,9 +143,13 @@ def _roman(number: str) -> int:
     )
 
 
-def _on_several(outermost: Candidates, key_of: Callable[[Page, Row], Hashable], num_pages: int) -> Candidates:
+def _on_several(
+    rows: Candidates, key_of: Callable[[Page, Row], Hashable], *, num_pages: int | None = None
+) -> Candidates:
+    """Rows that have one key, and one place, on enough of ``num_pages``; there is one row a page by default."""
+    enough = max(2, min(_PAGES, -(-(num_pages or len(rows)) // 2)))
     groups: dict[Hashable, Candidates] = defaultdict(list)
-    for page, row in outermost:
+    for page, row in rows:
         key = key_of(page, row)
         if key is not None:
             groups[key].append((page, row))
@@ -129,7 +157,7 @@ def _on_several(outermost: Candidates, key_of: Callable[[Page, Row], Hashable], 
     for group in groups.values():
         for page, row in group:
             near = [other for _, other in group if _is_same_place(other, row)]
-            if len(near) >= max(2, min(_PAGES, -(-num_pages // 2))):
+            if len(near) >= enough:
                 found.append((page, row))
     return found
 
@@ -138,20 +166,21 @@ def _is_same_place(row: Row, other: Row) -> bool:
     return row.angle == other.angle and abs(row.baseline - other.baseline) <= _SAME_PLACE
 
 
-def _widespread(found: Candidates, num_pages: int) -> set[tuple[Hashable, ...]]:
+def _widespread(found: Candidates, num_pages: int) -> set[Hashable]:
     """Places where half of the pages have furniture: what stands there on the others is some too."""
     lanes = Counter(_lane(row) for _, row in found)
     return {lane for lane, count in lanes.items() if count >= max(_PAGES, num_pages // 2)}
 
 
-def _lane(row: Row) -> tuple[Hashable, ...]:
+def _lane(row: Row) -> Hashable:
     return (round(row.baseline), row.size, row.font, row.angle)
 
 
-def _is_apart(page: Page, row: Row) -> bool:
+def _is_apart(row: Row, rows: Sequence[Row], furniture: Sequence[Row]) -> bool:
     """Whether more than the distance of two lines separates the row from the text."""
-    distances = [abs(row.baseline - other.baseline) for other in page.rows if other is not row]
-    return min((distance for distance in distances if distance > 0), default=0.0) > 1.5 * row.size
+    text = [other for other in rows if other not in furniture and other.angle == row.angle]
+    distance = min((abs(row.baseline - other.baseline) for other in text), default=float("inf"))
+    return distance > _APART * row.size
 
 
 def _largest_text(rows: Iterable[tuple[Page, Row]]) -> float:

@@ -13,6 +13,7 @@ HYPHENS: Final = "-\u2010"
 _WORD: Final = re.compile(r"[^\W\d_]+(?:[-\u2010'’][^\W\d_]+)*")
 _LAST: Final = re.compile(r"((?:[^\W_]+[-\u2010'’])*[^\W_]+)[-\u2010]$")
 _FIRST: Final = re.compile(r"[^\W_]+(?:[-\u2010'’][^\W_]+)*")
+_ADDRESS: Final = re.compile(r"://|[/_@\\]|^www\.")
 # First parts that make a compound with whatever follows them, and with any other word of the document.
 _SURE_FIRST_PARTS: Final = frozenset({"self", "well"})
 _FIRST_PARTS: Final = frozenset({"so", "two", "three", "four", "first", "second", "third"})
@@ -53,7 +54,7 @@ class Vocabulary:
     def joined(self, line: str, following: str) -> str:
         """Two lines of a paragraph as one; a word that a hyphen cuts is whole again."""
         last, first = _LAST.search(line), _FIRST.match(following)
-        if last is None or first is None:
+        if last is None or first is None or _ADDRESS.search(line.rpartition(" ")[2]):
             return f"{line}{_between(line, following)}{following}"
         before, after = last.group(1), first.group()
         if after.lower() in _SUSPENDING and not self._is_word(before + after):
