@@ -108,7 +108,7 @@ class Printed:
         room = width - stringWidth(text, SERIF, size)
         spaces = text.count(" ")
         space = 0.0 if is_last or not spaces else room / spaces
-        assert -0.1 <= room, f"{text!r} is {-room:.0f} points too long"
+        assert room >= -0.1, f"{text!r} is {-room:.0f} points too long"
         assert is_last or space < 9, f"{text!r} is {room:.0f} points too short"
         self._canvas.drawString(x, y, text, wordSpace=space)
         return self

@@ -1,8 +1,8 @@
 """The text of PDF files is what their authors wrote, not what a page shows of it."""
 
 import pytest
-
 from data.printed import BOLD, HEIGHT, MONO, SERIF, WIDTH, Printed, plain_pdf, wrapped
+
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.rows import Unreadable
 from metaflow_hf.data.sources.documents import read_document
