@@ -114,6 +114,9 @@ def wrapped_halves(text):
         ("data-", "driven", "the data", "data-driven"),
         ("and/", "or", "", "and/or"),
         ("Grü-", "ße", "", "Grüße"),
+        ("hue-", "saturation-brightness", "", "hue-saturation-brightness"),
+        ("これは一冊の", "本です。", "", "これは一冊の本です。"),
+        ("see http://example.org/a-", "b", "", "see http://example.org/a-b"),
     ],
 )
 def test_the_hyphen_at_a_line_end_stays_where_the_document_says_so(before, after, known, joined):

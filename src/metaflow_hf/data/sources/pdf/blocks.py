@@ -13,7 +13,7 @@ from typing import Final
 
 from metaflow_hf.data.sources.pdf.columns import mark_tables
 from metaflow_hf.data.sources.pdf.geometry import CELL_GAP, Page, Row
-from metaflow_hf.data.sources.pdf.hyphens import HYPHENS
+from metaflow_hf.data.sources.pdf.hyphens import HYPHENS, is_without_spaces
 
 # More than so many times the usual distance of two lines separates paragraphs.
 _GAP: Final = 1.25
@@ -293,7 +293,11 @@ class _ColumnReader:
     def _would_fit(self, block: Block, row: Row) -> bool:
         """Whether the first word of ``row`` would have fitted into the line before it."""
         last, first = block.rows[-1], row.words[0]
-        end = last.right + _SPACE * last.size + first.right - first.left
+        width = first.right - first.left
+        if is_without_spaces(first.text[0]):
+            # Any letter may end a line.
+            width /= len(first.text)
+        end = last.right + _SPACE * last.size + width
         if end > self._column.margin - _TOLERANCE * last.size:
             return False
         # Three lines that end at the same place are full, though others of the column are longer.

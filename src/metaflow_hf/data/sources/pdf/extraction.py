@@ -7,6 +7,7 @@ typeset text. It is not thread-safe, so one lock serves the whole process.
 import ctypes
 import re
 import threading
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,8 +105,9 @@ def _read_page(document: Any, number: int, widths: dict[str, dict[str, float]]) 
         text_page = page.get_textpage()
         try:
             has_pictures = any(page.get_objects(filter=(pypdfium2.raw.FPDF_PAGEOBJ_IMAGE,)))
-            rows = _rows(_glyphs(text_page, widths))
-            return Page(number, rows, page.get_width(), has_pictures)
+            width = page.get_width()
+            rows = _rows(_glyphs(text_page, widths), width)
+            return Page(number, rows, width, has_pictures)
         finally:
             text_page.close()
             page.close()
@@ -174,7 +176,7 @@ def _style(item: Any) -> _Style:
     return _Style(round(size.value * scale, 1), name.value.decode("utf-8", "replace"), angle)
 
 
-def _rows(glyphs: Iterator[_Glyph | None]) -> list[Row]:
+def _rows(glyphs: Iterator[_Glyph | None], width: float) -> list[Row]:
     rows: list[Row] = []
     row: list[list[_Glyph]] = []
     last: _Glyph | None = None
@@ -186,9 +188,9 @@ def _rows(glyphs: Iterator[_Glyph | None]) -> list[Row]:
             continue
         if base is None or last is None or not _is_beside(glyph, base, row):
             if row:
-                rows.append(_row(row))
+                rows.append(_row(row, width))
             row, base = [[glyph]], glyph
-        elif has_space or not -1.0 <= (glyph.left - last.right) / (glyph.style.size or 1.0) <= 0.5:
+        elif has_space or not _touch(last, glyph):
             row.append([glyph])
         else:
             row[-1].append(glyph)
@@ -196,8 +198,20 @@ def _rows(glyphs: Iterator[_Glyph | None]) -> list[Row]:
             base = glyph
         last, has_space = glyph, False
     if row:
-        rows.append(_row(row))
+        rows.append(_row(row, width))
     return rows
+
+
+def _touch(last: _Glyph, glyph: _Glyph) -> bool:
+    """Whether no white space lies between two characters of a row."""
+    size = glyph.style.size or 1.0
+    if _is_right_to_left(glyph.text) and _is_right_to_left(last.text):
+        return -0.5 <= (last.left - glyph.right) / size <= 0.5
+    return -1.0 <= (glyph.left - last.right) / size <= 0.5
+
+
+def _is_right_to_left(text: str) -> bool:
+    return unicodedata.bidirectional(text[0]) in ("R", "AL")
 
 
 def _is_beside(glyph: _Glyph, base: _Glyph, row: list[list[_Glyph]]) -> bool:
@@ -212,14 +226,22 @@ def _is_beside(glyph: _Glyph, base: _Glyph, row: list[list[_Glyph]]) -> bool:
     return glyph.left >= last.right - size or glyph.right <= row[0][0].left + 0.2 * size
 
 
-def _row(words: list[list[_Glyph]]) -> Row:
+def _row(words: list[list[_Glyph]], width: float) -> Row:
     glyphs = [glyph for word in words for glyph in word]
     sizes = Counter(glyph.style.size for glyph in glyphs)
     size = sizes.most_common(1)[0][0]
     fonts = Counter(glyph.style.font for glyph in glyphs)
+    letters = [glyph for glyph in glyphs if glyph.text[0].isalpha()]
+    if 2 * sum(_is_right_to_left(glyph.text) for glyph in letters) > len(letters):
+        # Mirrored, so that such a row begins and ends where others do.
+        for glyph in glyphs:
+            glyph.left, glyph.right = width - glyph.right, width - glyph.left
     return Row(
         words=sorted(
-            (Word("".join(g.text for g in word), word[0].left, word[-1].right) for word in words),
+            (
+                Word("".join(g.text for g in word), min(g.left for g in word), max(g.right for g in word))
+                for word in words
+            ),
             key=lambda word: word.left,
         ),
         baseline=next(glyph.baseline for glyph in glyphs if glyph.style.size == size),

@@ -68,9 +68,9 @@ class Vocabulary:
         with_hyphen, without = self.words[f"{before}-{after}"], self.words[f"{before}{after}"]
         if with_hyphen or without:
             return with_hyphen > without
-        if "-" in before:
+        if "-" in before or "-" in after:
             return True
-        head, tail = before, after.partition("-")[0]
+        head, tail = before, after
         if head in _SURE_FIRST_PARTS and len(tail) > 3:
             return True
         if tail in _LAST_PARTS or tail in self.last_parts:
@@ -81,8 +81,15 @@ class Vocabulary:
         return len(word) > 2 and self.words[word.lower()] > 0
 
 
+def is_without_spaces(letter: str) -> bool:
+    """Whether a letter is of a script that writes no spaces between words, such as Chinese and Japanese."""
+    return "\u3000" <= letter <= "\u9fff" or "\uf900" <= letter <= "\ufaff" or "\uff00" <= letter <= "\uffef"
+
+
 def _between(line: str, following: str) -> str:
     """Nothing after a dash within a word or an address, else a space."""
     if line.endswith(":") and following.startswith("//"):
+        return ""
+    if is_without_spaces(line[-1:]) and is_without_spaces(following[:1]):
         return ""
     return "" if re.search(r"\w[—/]$|://\S*[-/._]$|[^\W_]-$", line) else " "
