@@ -165,10 +165,11 @@ def test_running_heads_feet_and_page_numbers_are_left_out(text_of, head, foot):
     assert text_of(printed).split() == " ".join(expected).split()
 
 
-def test_what_merely_looks_like_a_running_head_stays(text_of):
+@pytest.mark.parametrize(("size", "font"), [(14, BOLD), (10, SERIF)])
+def test_what_merely_looks_like_a_running_head_stays(text_of, size, font):
     printed = Printed()
     for number in (1, 2, 3, 4):
-        printed.line(f"Exercise {number}", size=14, font=BOLD, leading=30)
+        printed.line(f"Exercise {number}", size=size, font=font, leading=30)
         printed.line("Prove it." if number % 2 else "Why is that so?", leading=20)
         printed.line(f"There are {number * number + 1}.")
         printed.page()
@@ -177,6 +178,25 @@ def test_what_merely_looks_like_a_running_head_stays(text_of):
         for n in (1, 2, 3, 4)
     ]
     assert text_of(printed) == "\n\n".join(parts)
+
+
+def test_pages_that_say_the_same_and_nothing_else_keep_it(text_of):
+    printed, form = Printed(), "Name of the applicant:\nHere I sign:"
+    for number in range(3):
+        printed.put(195, 30, str(number + 1))
+        for line in form.split("\n"):
+            printed.line(line)
+        printed.page()
+    printed.put(195, 30, "4").put(50, 300, "Send it to us.")
+    assert text_of(printed) == f"{form}\n\n{form}\n\n{form}\n\nSend it to us."
+
+
+def test_rows_that_repeat_within_the_text_stay(text_of):
+    printed = Printed()
+    for number in range(4):
+        printed.line("Dear reader, I hope that you are well.").line(f"This is letter {number * number}.")
+        printed.page()
+    assert text_of(printed).count("Dear reader") == 4
 
 
 def test_pages_of_nothing_but_numbers_keep_them(text_of):

@@ -32,23 +32,38 @@ def remove_furniture(pages: Sequence[Page]) -> None:
     """Takes running heads, running feet and page numbers out of ``pages``, unless nothing else would be left."""
     upright = _main_angle(pages)
     before = {page.number: list(page.rows) for page in pages}
+    numbers: set[int] = set()
     for edge in (_top, _bottom):
-        _remove_at(edge, pages, upright)
+        numbers |= _remove_at(edge, pages, upright)
     # Stamps along the side and marks across the page.
     turned = [(page, row) for page in pages for row in page.rows if row.angle != upright]
     for page, row in _on_several(turned, lambda _, row: row.text, num_pages=len(pages)):
         page.rows.remove(row)
+    _restore(pages, before, numbers)
+
+
+def _restore(pages: Sequence[Page], before: dict[int, list[Row]], numbers: set[int]) -> None:
+    """Puts back what pages say that say nothing else: only what stands beside text elsewhere is furniture."""
+    beside_text = {
+        row.text for page in pages if page.rows for row in before[page.number] if row not in page.rows
+    }
+    for page in pages:
+        if not page.rows:
+            page.rows = [
+                row for row in before[page.number] if id(row) not in numbers and row.text not in beside_text
+            ]
     if not any(page.rows for page in pages):
         for page in pages:
             page.rows = before[page.number]
 
 
-def _remove_at(edge: "Edge", pages: Sequence[Page], angle: int) -> None:
+def _remove_at(edge: "Edge", pages: Sequence[Page], angle: int) -> set[int]:
+    """Removes the furniture of one edge; returns the identities of the rows that number pages."""
     baselines = [row.baseline for page in pages for row in page.rows if row.angle == angle]
     middle = (max(baselines) + min(baselines)) / 2 if baselines else 0.0
     lanes: set[Hashable] = set()
     taken: dict[int, list[Row]] = {page.number: [] for page in pages}
-    certain: set[int] = set()
+    numbers: set[int] = set()
     for _ in range(_DEPTH):
         rest = [(page, [row for row in page.rows if row not in taken[page.number]]) for page in pages]
         outermost = [(page, row) for page, rows in rest if (row := edge(rows, angle, middle)) is not None]
@@ -56,7 +71,7 @@ def _remove_at(edge: "Edge", pages: Sequence[Page], angle: int) -> None:
         found = _repeated(outermost) + numbered
         lanes |= _widespread(found, len(outermost))
         found += [(page, row) for page, row in outermost if _lane(row) in lanes]
-        certain |= {id(row) for _, row in numbered}
+        numbers |= {id(row) for _, row in numbered}
         for page, row in found:
             if row not in taken[page.number]:
                 taken[page.number].append(row)
@@ -65,9 +80,10 @@ def _remove_at(edge: "Edge", pages: Sequence[Page], angle: int) -> None:
     for page in pages:
         rows = taken[page.number]
         # What repeats as a part of the text, without a space between, is text.
-        while rows and id(rows[-1]) not in certain and not _is_apart(rows[-1], page.rows, rows):
+        while rows and id(rows[-1]) not in numbers and not _is_apart(rows[-1], page.rows, rows):
             rows.pop()
         page.rows = [row for row in page.rows if row not in rows]
+    return numbers
 
 
 def _main_angle(pages: Sequence[Page]) -> int:
