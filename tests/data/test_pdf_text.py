@@ -290,9 +290,11 @@ def test_code_goes_on_over_the_page_end(text_of):
     for page in (["for x in y:", "    print(x)"], ["    print(y)", "done()"]):
         for line in page:
             depth = len(line) - len(line.lstrip())
-            printed.put(50 + 5.4 * depth, printed.at, line.lstrip(), font=MONO, size=9)
+            printed.put(printed.left + 5.4 * depth, printed.at, line.lstrip(), font=MONO, size=9)
             printed.at -= 11
         printed.gap().prose(TWO) if page[-1] == "done()" else printed.page()
+        # Left pages and right pages have different margins.
+        printed.left = 70
     assert text_of(printed) == plain(f"{ONE}\n\nfor x in y:\n    print(x)\n    print(y)\ndone()\n\n{TWO}")
 
 

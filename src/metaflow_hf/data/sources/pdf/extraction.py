@@ -19,17 +19,10 @@ from metaflow_hf.data.sources.pdf.geometry import Page, Row, Word
 _LOCK: Final = threading.Lock()
 _SPACES: Final = frozenset("\r\n\t\f\v \u00a0\u2002\u2003\u2007\u2009\u200a\u202f\u3000")
 _DROPPED: Final = frozenset("\u200b\ufeff\ufffe\uffff")
-# What fonts draw under other names than people search for.
+# What fonts draw under other names than people search for; PDFium takes ligatures apart by itself.
 _REPLACED: Final = {
     "\x02": "-",  # PDFium's mark of a hyphen at a line end
     "\u00ad": "-",  # drawn, so it is a hyphen like any other
-    "ﬀ": "ff",
-    "ﬁ": "fi",
-    "ﬂ": "fl",
-    "ﬃ": "ffi",
-    "ﬄ": "ffl",
-    "ﬅ": "st",
-    "ﬆ": "st",
     "\uf0b7": "•",
     "\uf0a7": "▪",
     "\uf0d8": "‣",
