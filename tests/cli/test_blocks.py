@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from data.printed import plain_pdf
 from metaflow._vendor.click.testing import CliRunner
 
-from data.printed import plain_pdf
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.progress import BuildLines, BuildProgress, show_on
 from metaflow_hf.data.sources import open_source
