@@ -5,6 +5,7 @@ one from page to page. Rows at the edge go first; the next ones are looked at af
 """
 
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Final
@@ -168,18 +169,15 @@ def _on_several(
     for page, row in rows:
         key = key_of(page, row)
         if key is not None:
-            groups[key].append((page, row))
+            groups[key, row.angle].append((page, row))
     found: Candidates = []
     for group in groups.values():
+        places = sorted(row.baseline for _, row in group)
         for page, row in group:
-            near = [other for _, other in group if _is_same_place(other, row)]
-            if len(near) >= enough:
+            first = bisect_left(places, row.baseline - _SAME_PLACE)
+            if bisect_right(places, row.baseline + _SAME_PLACE) - first >= enough:
                 found.append((page, row))
     return found
-
-
-def _is_same_place(row: Row, other: Row) -> bool:
-    return row.angle == other.angle and abs(row.baseline - other.baseline) <= _SAME_PLACE
 
 
 def _widespread(found: Candidates, num_pages: int) -> set[Hashable]:
