@@ -91,6 +91,7 @@ class DataConfig(Section):
     ``evaluation_dataset`` is held out for the evaluation: rows that say the same as one that is measured are not trained.
     Without one about ``heldout_samples`` rows are held out (``auto``: 256, but at most one in ten; always at least one in
     a thousand), chosen by the hash of what they say, so that copies of a row are on the same side.
+    ``documents: whole`` makes each document one row, ``pages`` each page of a PDF.
     ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
     sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
     ``loss_on`` says whose words are learned: answers (turns of the assistant, completions, outputs), or everything.
@@ -119,6 +120,7 @@ class DataConfig(Section):
     epochs: PositiveInt = 1
     max_samples: PositiveInt | None = None
     on_bad_row: Literal["raise", "skip"] = "raise"
+    documents: Literal["whole", "pages"] = "whole"
 
     @pydantic.field_validator("template_date")
     @classmethod

@@ -16,7 +16,7 @@ import msgspec
 from metaflow_hf.data.foreign import load_index
 from metaflow_hf.data.formats import DetectedFormat, resolve_format
 from metaflow_hf.data.growth import GrowingBlocks, not_complete
-from metaflow_hf.data.manifest import BlockEntry, BlockManifest, OnBadRow
+from metaflow_hf.data.manifest import BlockEntry, BlockManifest, Documents, OnBadRow
 from metaflow_hf.data.order import Chunk
 from metaflow_hf.data.places import open_blocks
 from metaflow_hf.data.reader import BlockReader
@@ -57,10 +57,10 @@ class BlockManager:
     is read ahead in a thread. Thread-safe. Out of range raises ``IndexError``, damage ``IntegrityError`` naming
     the block's file; ``None`` is never an answer.
 
-    ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built (see ``build_blocks``); blocks
-    built without ``ascii_only`` are refused with it. The format of the rows is found by their columns unless
-    ``format``, ``columns`` or ``text_column`` name it (``FormatError`` lists the columns): ``.format`` is what was found,
-    ``.text_column`` its main column.
+    ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built, ``documents`` says what a row of a
+    PDF is (see ``build_blocks``); blocks built without ``ascii_only`` are refused with it. The format of the rows is
+    found by their columns unless ``format``, ``columns`` or ``text_column`` name it (``FormatError`` lists the columns):
+    ``.format`` is what was found, ``.text_column`` its main column.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class BlockManager:
         enable_prefetch: bool = True,
         on_bad_row: OnBadRow = "raise",
         max_rows: int | None = None,
+        documents: Documents = "whole",
     ) -> None:
         _check_chunk_size(dataset_chunk_size)
         self.dataset_chunk_size = index(dataset_chunk_size)
@@ -91,6 +92,7 @@ class BlockManager:
             text_column=text_column,
             on_bad_row=on_bad_row,
             max_rows=max_rows,
+            documents=documents,
         )
         if ascii_only and not self._known.manifest.ascii_only:
             raise ConfigError(

@@ -22,9 +22,11 @@ from metaflow_hf.errors import DatasetMismatch
 from metaflow_hf.store.objects import encode_json
 
 SCHEMA: Final = 1
+# Fields of a ``DatasetSpec`` that its digest leaves out when they are ``None``.
 _SHARD_BLOCK: Final = re.compile(r"shards/\d+/blocks/[^/]+")
 
 OnBadRow = Literal["raise", "skip"]
+Documents = Literal["whole", "pages"]
 Compression = Literal["zstd"]
 
 
@@ -40,7 +42,7 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     state: dict[str, Any] | None = None
 
 
-_LATER: Final[dict[str, Any]] = {"format": "text", "columns": {}}
+_LATER: Final[dict[str, Any]] = {"format": "text", "columns": {}, "documents": None, "document_rules": None}
 
 
 class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +51,8 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     ``source_digest`` stands for the names, sizes and checksums of local files; a hub's commit needs none.
     ``by_shard`` says that no block spans two files of the source (see ``sharded``). ``format`` and ``columns`` (role ->
     column) say which rows have content; of plain texts ``text_column`` does.
+    ``documents`` says what a row of a PDF is, and ``document_rules`` by which version of the rules text is taken out of
+    documents; both are ``None`` for sources whose rows they do not change.
     """
 
     dataset_name: str
@@ -65,6 +69,8 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     by_shard: bool = False
     format: str = "text"
     columns: dict[str, str] = {}
+    documents: Documents | None = None
+    document_rules: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields; those that were added later only where they say something, so that digests stay."""

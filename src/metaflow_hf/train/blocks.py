@@ -32,7 +32,9 @@ def check_sources(data: DataConfig) -> None:
         if (stored := find_stored(source, configured_store())) is not None:
             return stored, ""
         spec = plan_dataset(
-            open_source(source), samples_per_block=data.samples_per_block, **format_settings(data)
+            open_source(source, documents=data.documents),
+            samples_per_block=data.samples_per_block,
+            **format_settings(data),
         )
         # Another commit of the same split is no other data.
         return spec.source, spec.source_digest
@@ -69,6 +71,7 @@ def build_source(source: str, data: DataConfig, *, num_samples: int | None = Non
         **format_settings(data),
         on_bad_row=data.on_bad_row,
         max_rows=None if some else data.max_samples,
+        documents=data.documents,
     ) as blocks:
         if num_samples is None:
             blocks.wait_complete()

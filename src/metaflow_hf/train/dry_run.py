@@ -236,6 +236,7 @@ def _sample(config: TrainConfig, location: str, root: Path) -> SampledDataset:
         samples_per_block=data.samples_per_block,
         **format_settings(data),
         on_bad_row=data.on_bad_row,
+        documents=data.documents,
         max_rows=data.max_samples if location == data.dataset else config.evaluation.max_samples,
     )
     if not sampled.manifest.total_samples:

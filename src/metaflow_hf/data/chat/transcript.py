@@ -188,7 +188,7 @@ def _by_marks(conversation: Conversation, turns: Sequence[int], template: ChatTe
         text, spans = _marked(conversation, number + 1, template)
         before = _common(template.render(messages[:number], tools), text) if number else 0
         spans = [span for span in spans if span[1] > before]
-        kept = check_turn(messages[number], "".join(text[start:stop] for start, stop in spans), number)
+        is_whole = check_turn(messages[number], "".join(text[start:stop] for start, stop in spans), number)
         transcripts.append(Transcript(text, tuple(spans), has_thoughts=is_whole))
     return transcripts
 
