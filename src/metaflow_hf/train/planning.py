@@ -16,6 +16,7 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
 from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
 from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.architecture import read_architecture
 from metaflow_hf.train.feed import check_tokens
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
@@ -25,7 +26,6 @@ from metaflow_hf.train.models import (
     load_model,
     load_tokenizer,
     prepare,
-    read_architecture,
 )
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.speed import tokens_per_second
