@@ -35,7 +35,7 @@ class Architecture:
         if self.whole is not None:
             return multimodal_classes()[type(self.whole)]
         known = AutoModelForCausalLM._model_mapping  # noqa: SLF001  transformers has no public way to ask
-        return known.get(type(self.language))
+        return known.get(type(self.language), None)
 
 
 def read_architecture(model_dir: Path, config: ModelConfig) -> Any:

@@ -24,6 +24,7 @@ from metaflow_hf.train.models import (
     save_model,
     trained_parameters,
 )
+from metaflow_hf.train.outcome_check import check_trained
 from metaflow_hf.train.ranges import Positions
 from metaflow_hf.train.records import Payload
 from metaflow_hf.train.tensors import TensorReader
@@ -203,6 +204,7 @@ def _final(lineage: Lineage) -> ClosedRound:
             f"the lineage {spec.lineage!r} is not final: {settled} of {spec.num_positions} positions are done. Let a "
             "worker finish it: retry or resume the run, or run again with the same lineage."
         )
+    check_trained(spec, newest)
     return newest
 
 

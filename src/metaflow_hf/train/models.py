@@ -84,7 +84,7 @@ def load_model(
             "on top of that, or train with model.lora.save: merged."
         )
     base = load_parts(base_dir, config, initialise=False, seed=seed, dtype=dtype).language
-    with _loading():
+    with loading():
         return load_adapters(base, model_dir)
 
 
@@ -99,7 +99,7 @@ def load_parts(
     """As ``load_model``, with the multimodal model around the language model, where there is one."""
     found = find_architecture(model_dir, config)
     fresh = config.initialise == "random" if initialise is None else initialise
-    with _loading():
+    with loading():
         if fresh:
             model = _fresh(found, config, seed=seed, dtype=dtype)
             return LoadedModel(model, model)
@@ -239,12 +239,12 @@ def declared_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
 def save_model(model: nn.Module, directory: Path) -> None:
     """Writes a model as a directory that transformers loads."""
     exported: Any = model
-    with _loading():
+    with loading():
         exported.save_pretrained(directory)
 
 
 @contextmanager
-def _loading() -> Iterator[None]:
+def loading() -> Iterator[None]:
     """One model at a time, without a bar: transformers switches global state while it builds one."""
     from transformers.utils import logging as transformers_logging
 

@@ -26,7 +26,7 @@ def text_part(whole: Any, name: str) -> nn.Module:
     decoder: Any = whole.get_decoder()
     head: Any = whole.get_output_embeddings()
     known = AutoModelForCausalLM._model_mapping  # noqa: SLF001  transformers has no public way to ask
-    causal = known.get(type(decoder.config))
+    causal = known.get(type(decoder.config), None)
     if causal is not None and type(decoder) is causal:
         return decoder
     if causal is None or head is None:

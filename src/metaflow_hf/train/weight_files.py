@@ -6,6 +6,7 @@ The files of a model may be in a local directory, in the datastore, or on the hu
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,7 +19,9 @@ from metaflow_hf.store.manifests import Manifest
 SAFETENSORS: Final = "model.safetensors"
 PICKLE: Final = "pytorch_model.bin"
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_READERS: Final = 8
 _LENGTH_BYTES: Final = 8
+_HEAD_BYTES: Final = 64 * 1024
 # The limit of the format; more is not a header.
 _MAX_HEADER_BYTES: Final = 100_000_000
 
@@ -104,11 +107,9 @@ def tensor_shapes(files: ModelFiles, names: list[str], name: str) -> dict[str, t
 
     Raises ``UnsupportedModelError`` for a file that is not complete.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in names:
-        header = _header(files, path, name)
-        shapes |= {tensor: tuple(about["shape"]) for tensor, about in header.items()}
-    return shapes
+    with ThreadPoolExecutor(_READERS) as pool:
+        headers = pool.map(lambda path: _header(files, path, name), names)
+    return {tensor: tuple(about["shape"]) for header in headers for tensor, about in header.items()}
 
 
 def _shards(files: ModelFiles, index: str, name: str) -> list[str]:
@@ -131,11 +132,17 @@ def _shards(files: ModelFiles, index: str, name: str) -> list[str]:
 
 def _header(files: ModelFiles, path: str, name: str) -> dict[str, Any]:
     size = files.sizes[path]
-    length = int.from_bytes(files.read(path, 0, min(_LENGTH_BYTES, size)), "little")
+    # One request for most files: the first tensors come along.
+    head = files.read(path, 0, min(_HEAD_BYTES, size))
+    length = int.from_bytes(head[:_LENGTH_BYTES], "little")
     if size < _LENGTH_BYTES or length > min(_MAX_HEADER_BYTES, size - _LENGTH_BYTES):
         raise _damaged(path, name, f"it has {size:,} bytes and no header")
     try:
-        header = json.loads(files.read(path, _LENGTH_BYTES, _LENGTH_BYTES + length))
+        text = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        text += (
+            files.read(path, _LENGTH_BYTES + len(text), _LENGTH_BYTES + length) if len(text) < length else b""
+        )
+        header = json.loads(text)
         header.pop("__metadata__", None)
         stop = max((about["data_offsets"][1] for about in header.values()), default=0)
         whole = all(
