@@ -97,7 +97,9 @@ def evaluate(
     the rollout where the model can be rolled out. Raises ``ConfigError`` when there is nothing to predict.
     """
     if isinstance(model, (str, Path)):
-        settings = ModelConfig(allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        settings = ModelConfig(
+            repo_id=str(Path(model).resolve()), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        )
         tokenizer = tokenizer or load_tokenizer(Path(model), trust_remote_code=trust_remote_code)
         model = load_model(Path(model), settings)
         model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))

@@ -226,11 +226,6 @@ def export_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
         return _DTYPES[config.dtype]
     if config.initialise == "random":
         return torch.float32
-    return declared_dtype(model_dir, config)
-
-
-def declared_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
-    """The dtype of the checkpoint in ``model_dir`` by its config.json, fp32 where that does not say."""
     found = find_architecture(model_dir, config)
     declared: Any = getattr(found.whole or found.language, "dtype", None)
     return next((dtype for dtype in _DTYPES.values() if dtype == declared), torch.float32)
