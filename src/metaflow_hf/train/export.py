@@ -16,6 +16,7 @@ from metaflow_hf.train.adapters import merge_adapters, save_adapters
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
+    cast,
     export_dtype,
     load_parts,
     load_tokenizer,
@@ -201,7 +202,7 @@ def write_model(
         # Trained weights are the same in a language model and in the multimodal model around it.
         whole = merged if loaded.whole is loaded.language else loaded.whole
         align_special_tokens(whole, tokenizer, end_token_ids=end_token_ids)
-        save_model(whole.to(export_dtype(model_dir, config.model)), directory)
+        save_model(cast(whole, export_dtype(model_dir, config.model)), directory)
         if whole is not merged:
             copy_processor(model_dir, directory)
     tokenizer.save_pretrained(directory)

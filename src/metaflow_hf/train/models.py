@@ -231,6 +231,14 @@ def export_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
     return next((dtype for dtype in _DTYPES.values() if dtype == declared), torch.float32)
 
 
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model itself with its weights in ``dtype``; complex buffers, which are computed, stay as they are."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
 def save_model(model: nn.Module, directory: Path) -> None:
     """Writes a model as a directory that transformers loads."""
     exported: Any = model
