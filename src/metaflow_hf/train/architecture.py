@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from metaflow_hf.config import ModelConfig
 from metaflow_hf.errors import ConfigError, UnsupportedModelError
 from metaflow_hf.hub.errors import ImpossibleValue
@@ -72,8 +74,7 @@ def find_architecture(model_dir: Path, config: ModelConfig) -> Architecture:
     if (
         type(architecture) not in known
         or architecture.is_encoder_decoder
-        # Encoders such as BERT have a causal head too, but without is_decoder they look ahead.
-        or getattr(architecture, "is_decoder", True) is False
+        or _looks_ahead(architecture)
         or (declared and not any(one.endswith(("CausalLM", "LMHeadModel", "Model")) for one in declared))
     ):
         kind = ", ".join(declared) or type(architecture).__name__
@@ -119,6 +120,39 @@ def _check_custom_code(model_dir: Path, config: ModelConfig, name: str) -> None:
         )
 
 
+_ahead: Final[dict[type, bool]] = {}
+
+
+def _looks_ahead(architecture: Any) -> bool:
+    """Whether a model sees the tokens after the one that it predicts from.
+
+    Encoders such as BERT have a causal head too, but without ``is_decoder`` they look ahead. Some decoders (GPT-NeoX) say
+    ``is_decoder: false`` as well, so a small model of the kind is tried.
+    """
+    if getattr(architecture, "is_decoder", True) is not False:
+        return False
+    kind = type(architecture)
+    if kind not in _ahead:
+        _ahead[kind] = not _is_causal(architecture)
+    return _ahead[kind]
+
+
+def _is_causal(architecture: Any) -> bool:
+    from metaflow_hf.rollout.miniature import small_model
+
+    tokens = torch.arange(1, 11, device="cpu")[None]
+    changed = tokens.clone()
+    changed[0, -1] = 20
+    try:
+        # The caller may be building models without values.
+        with torch.device("cpu"), torch.no_grad():
+            small = small_model(architecture)
+            first, second = (small(input_ids=ids).logits[:, :-1] for ids in (tokens, changed))
+    except (ValueError, RuntimeError, TypeError):
+        return False
+    return torch.allclose(first, second, atol=1e-5)
+
+
 def _is_multimodal(architecture: Any, declared: list[str]) -> bool:
     if architecture.is_encoder_decoder or type(architecture) not in multimodal_classes():
         return False
@@ -135,7 +169,7 @@ def _text_part(architecture: Any, config: ModelConfig, name: str) -> Architectur
     if (
         type(text) not in AutoModelForCausalLM._model_mapping  # noqa: SLF001
         or text.is_encoder_decoder
-        or getattr(text, "is_decoder", True) is False
+        or _looks_ahead(text)
     ):
         raise UnsupportedModelError(
             f"{name} is a {kind}, and transformers has no causal language model for its text part "

@@ -29,7 +29,7 @@ from metaflow_hf.train.description import adapted_model
 from metaflow_hf.train.sharding import fill
 from metaflow_hf.train.text_part import text_part
 from metaflow_hf.train.weight_check import check_report, without_report
-from metaflow_hf.train.weight_files import DirectoryFiles, is_safetensors, weight_files
+from metaflow_hf.train.weight_files import DirectoryFiles, is_safetensors, tensor_shapes, weight_files
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -126,7 +126,11 @@ def _pretrained(
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
     name = called(model_dir, config)
-    files = weight_files(DirectoryFiles(model_dir), name, allow_pickle=config.allow_pickle)
+    directory = DirectoryFiles(model_dir)
+    files = weight_files(directory, name, allow_pickle=config.allow_pickle)
+    if is_safetensors(files):
+        # Says which file is damaged, and why.
+        tensor_shapes(directory, files, name)
     loader = AutoModelForCausalLM if found.whole is None else AutoModelForMultimodalLM
     loaded: nn.Module
     try:
