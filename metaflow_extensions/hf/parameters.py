@@ -48,7 +48,10 @@ def _check_model(value: str) -> None:
     from metaflow_hf.config_sections import local_directory
 
     if local_directory(value) is None:
-        _check_repo_id(value)
+        try:
+            _check_repo_id(value)
+        except SelectionError as error:
+            raise SelectionError(f"{error} For a local directory write its path, as ./directory.") from error
     elif _on_its_way_to_a_scheduler():
         raise SelectionError(
             f"{value!r} is a directory of this machine, which the tasks of a scheduler cannot read: push the model to the hub, "
