@@ -77,7 +77,7 @@ def prompt_tokens(prompt: str | Messages, tokenizer: Any) -> list[int]:
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     ids: list[int] = list(tokenizer(prompt, verbose=False)["input_ids"]) if prompt else []
     # A text that was rendered for this model brings its beginning along.
-    if begin is not None and ids[:2] == [begin, begin] and not prompt.startswith(tokenizer.bos_token * 2):
+    while begin is not None and ids[:2] == [begin, begin]:
         ids = ids[1:]
     # Some tokenizers end each text; what ended already is not continued.
     if end is not None and ids and ids[-1] == end and not prompt.endswith(tokenizer.eos_token):
