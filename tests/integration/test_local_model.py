@@ -52,12 +52,13 @@ def test_a_training_from_a_local_directory(shell: Shell):
     assert job["config"]["model"]["repo_id"] is None
     assert job["config"]["model"]["reference"] == base["key"] == planned
     names = {
-        file["path"] for file in json.loads((shell.directory / "mf.hf" / base["key"]).read_text())["files"]
+        file["path"] for file in json.loads((shell.directory / ".metaflow/mf.hf" / base["key"]).read_text())["files"]
     }
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"optimizer.pt", "trainer_state.json", "checkpoint-10/model.safetensors"}
-    for path in (shell.directory / "mf.hf").rglob("*.json"):
+    for path in (shell.directory / ".metaflow/mf.hf").rglob("*.json"):
         assert str(shell.directory).encode() not in path.read_bytes(), path
     shell.succeed(FLOW, "resume", "train", timeout=280)
-    told = shell.succeed("-m", "metaflow", "hf", "models", "show", model["key"])
-    assert "my%20model" in told or "my model" in told
+    told = shell.succeed("-m", "metaflow.cmd.main_cli", "hf", "models", "show", model["key"], "--lineage")
+    assert base["key"] in told
+    assert str(shell.directory) not in told

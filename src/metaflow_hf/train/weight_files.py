@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -18,7 +17,7 @@ from metaflow_hf.store.manifests import Manifest
 
 SAFETENSORS: Final = "model.safetensors"
 PICKLE: Final = "pytorch_model.bin"
-_PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_OTHER_WEIGHTS: Final = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 _READERS: Final = 8
 _LENGTH_BYTES: Final = 8
 _HEAD_BYTES: Final = 64 * 1024
@@ -83,13 +82,12 @@ def weight_files(files: ModelFiles, name: str, *, allow_pickle: bool) -> list[st
         if whole == PICKLE and not allow_pickle:
             break
         return [whole] if whole in sizes else _shards(files, index, name)
-    pickled = sorted(path for path in sizes if any(fnmatch(path, pattern) for pattern in _PICKLED))
-    if pickled and not allow_pickle:
+    if pickled := sorted(path for path in (PICKLE, f"{PICKLE}.index.json") if path in sizes):
         raise UnsupportedModelError(
-            f"{name} has its weights only as pickle ({', '.join(pickled[:3])}), which can run any code when it is loaded: "
+            f"{name} has its weights only as pickle ({pickled[0]}), which can run any code when it is loaded: "
             "choose a revision with safetensors, or set model.allow_pickle: true if you trust it."
         )
-    others = sorted(path for path in sizes if path.endswith((".safetensors", ".gguf")) or path in pickled)
+    others = sorted(path for path in sizes if path.endswith(_OTHER_WEIGHTS))
     found = f", found {', '.join(others[:3])}" if others else ""
     raise UnsupportedModelError(
         f"{name} holds no weights that transformers loads: expected {SAFETENSORS} or {SAFETENSORS}.index.json{found}. Choose a "
