@@ -52,7 +52,8 @@ def test_a_training_from_a_local_directory(shell: Shell):
     assert job["config"]["model"]["repo_id"] is None
     assert job["config"]["model"]["reference"] == base["key"] == planned
     names = {
-        file["path"] for file in json.loads((shell.directory / ".metaflow/mf.hf" / base["key"]).read_text())["files"]
+        file["path"]
+        for file in json.loads((shell.directory / ".metaflow/mf.hf" / base["key"]).read_text())["files"]
     }
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not names & {"optimizer.pt", "trainer_state.json", "checkpoint-10/model.safetensors"}
