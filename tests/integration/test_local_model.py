@@ -32,10 +32,10 @@ def make_model(directory: Path) -> None:
         (directory / name).write_bytes(data)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_training_from_a_local_directory(shell: Shell):
     make_model(shell.directory / "my model")
-    shell.succeed(FLOW, *RUN, timeout=280)
+    shell.succeed(FLOW, *RUN, timeout=500)
     # Later steps and resumed runs have no use for the directory any more.
     shutil.move(shell.directory / "my model", shell.directory / "elsewhere")
     found = json.loads(
@@ -59,7 +59,7 @@ def test_a_training_from_a_local_directory(shell: Shell):
     assert not names & {"optimizer.pt", "trainer_state.json", "checkpoint-10/model.safetensors"}
     for path in (shell.directory / ".metaflow/mf.hf").rglob("*.json"):
         assert str(shell.directory).encode() not in path.read_bytes(), path
-    shell.succeed(FLOW, "resume", "train", timeout=280)
+    shell.succeed(FLOW, "resume", "merge", timeout=500)
     told = shell.succeed("-m", "metaflow.cmd.main_cli", "hf", "models", "show", model["key"], "--lineage")
     assert base["key"] in told
     assert str(shell.directory) not in told
