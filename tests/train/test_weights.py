@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.errors import UnsupportedModelError
+from metaflow_hf.train import weight_check
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare
 from metaflow_hf.train.suitability import check_model
 from metaflow_hf.train.weight_files import DirectoryFiles
@@ -295,3 +296,16 @@ def test_code_of_a_tokenizer_is_not_run_without_trust(model_dir, tmp_path):
         UnsupportedModelError, match="the tokenizer of mine needs Python code of its own.*revision"
     ):
         load_tokenizer(directory)
+
+
+def test_without_accelerate_the_plan_says_that_it_did_not_look(tmp_path, monkeypatch, caplog):
+    directory = saved("llama", tmp_path)
+    change(directory, lambda tensors: tensors.pop("lm_head.weight"))
+    monkeypatch.setattr(weight_check, "find_spec", lambda _: None)
+    planned(directory)
+    assert (
+        "compared with its config.json only when they are loaded: install the package accelerate"
+        in caplog.text
+    )
+    with pytest.raises(UnsupportedModelError, match="lacks 1 of the model's weights"):
+        load_model(directory, ModelConfig())

@@ -28,7 +28,7 @@ from metaflow_hf.train.architecture import (
 from metaflow_hf.train.description import adapted_model
 from metaflow_hf.train.sharding import fill
 from metaflow_hf.train.text_part import text_part
-from metaflow_hf.train.weight_check import check_report, without_report
+from metaflow_hf.train.weight_check import check_report, is_quantised, without_report
 from metaflow_hf.train.weight_files import DirectoryFiles, is_safetensors, tensor_shapes, weight_files
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -149,7 +149,7 @@ def _pretrained(
             f"{name} cannot be loaded without a package that is not installed here ({first_line(error)}): install it, or "
             "choose a checkpoint that is not quantised."
         ) from error
-    check_report(report, name)
+    check_report(report, name, quantised=is_quantised(found.whole or found.language))
     return loaded
 
 

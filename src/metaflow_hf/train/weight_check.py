@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
@@ -29,7 +30,14 @@ def check_shapes(
 
     Quantised checkpoints pass unchecked: their tensors are no weights before they are loaded.
     """
-    if getattr(architecture, "quantization_config", None) is not None:
+    if is_quantised(architecture):
+        return
+    if find_spec("accelerate") is None:
+        # transformers loads onto the meta device with this package alone.
+        logger.warning(
+            "the weights of %s are compared with its config.json only when they are loaded: install the package accelerate.",
+            name,
+        )
         return
     tensors = {tensor: torch.empty(shape, device="meta") for tensor, shape in shapes.items()}
     try:
@@ -49,9 +57,14 @@ def check_shapes(
     check_report(report, name)
 
 
-def check_report(report: Mapping[str, Any], name: str) -> None:
+def is_quantised(architecture: Any) -> bool:
+    """Whether the checkpoint of this configuration holds something else than weights: codes and scales."""
+    return getattr(architecture, "quantization_config", None) is not None
+
+
+def check_report(report: Mapping[str, Any], name: str, *, quantised: bool = False) -> None:
     """Raises ``UnsupportedModelError`` for what transformers reports of a load: shapes that differ, missing tensors, and
-    tensors of layers that the model does not have.
+    tensors of layers that the model does not have (those of a ``quantised`` checkpoint are none of its weights).
     """
     if mismatched := sorted(report.get("mismatched_keys") or (), key=lambda one: one[0]):
         tensor, found, expected = mismatched[0]
@@ -69,6 +82,8 @@ def check_report(report: Mapping[str, Any], name: str) -> None:
     unexpected = sorted(
         tensor for tensor in report.get("unexpected_keys") or () if not _COMPUTED.fullmatch(tensor)
     )
+    if quantised:
+        return
     if extra := [tensor for tensor in unexpected if _IN_A_LAYER.search(tensor)]:
         raise UnsupportedModelError(
             f"{name} holds {len(extra)} tensors that the model of its config.json has no place for ({_some(extra)}): they would "
