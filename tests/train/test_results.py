@@ -375,6 +375,10 @@ def test_texts_end_with_the_positions_that_a_model_knows(model_dir, prompt):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     shape = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
     model = GPT2LMHeadModel(GPT2Config(**shape, eos_token_id=None))
+    # It never ends a text by itself.
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor(tokenizer.all_special_ids), -1e9)
+    )
     last: list[int] = []
     model.transformer.wpe.register_forward_hook(
         lambda module, inputs, output: last.append(int(inputs[0].max()))
