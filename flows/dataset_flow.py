@@ -38,6 +38,12 @@ class DatasetFlow(FlowSpec):
         "on_bad_row", type=types.one_of("raise", "skip"), default="raise", help="raise or skip."
     )
     ascii_only = Parameter("ascii_only", type=bool, default=False, help="Keep rows of ASCII text only.")
+    documents = Parameter(
+        "documents",
+        type=types.one_of("whole", "pages"),
+        default="whole",
+        help="One row for each document (whole), or for each page of a PDF (pages).",
+    )
     compression = Parameter(
         "compression", type=types.one_of("zstd"), default="", help="Of the blocks; none by default."
     )
@@ -54,6 +60,7 @@ class DatasetFlow(FlowSpec):
             text_column=self.text_column or None,
             on_bad_row=self.on_bad_row,
             ascii_only=self.ascii_only,
+            documents=self.documents,
             compression=self.compression or None,
         )
         self.plan = plan.to_json()

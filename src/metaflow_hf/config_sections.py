@@ -4,6 +4,7 @@ Every section is frozen, strict and closed to unknown keys; what values may not 
 later of them is defined.
 """
 
+import datetime as dt
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -128,17 +129,25 @@ class DataConfig(Section):
     """Which texts are trained, and how they become batches; ``dataset`` may come from a flow's parameter instead.
 
     ``evaluation_dataset`` is held out for the evaluation: rows that say the same as one that is measured are not trained.
-    Without one about ``heldout_samples`` rows are held out (at least one in a thousand), chosen by the hash of what they
-    say, so that copies of a row are on the same side.
+    Without one about ``heldout_samples`` rows are held out (``auto``: 256, but at most one in ten; always at least one in
+    a thousand), chosen by the hash of what they say, so that copies of a row are on the same side.
+    ``documents: whole`` makes each document one row, ``pages`` each page of a PDF.
     ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
     sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
-    ``loss_on`` says whose turns of a conversation are learned.
+    ``loss_on`` says whose words are learned: answers (turns of the assistant, completions, outputs), or everything.
+    ``format`` is that of the rows, ``columns`` names the column of each of its roles, ``text_column`` that of a format
+    with one. ``chat_template`` (Jinja, a file, a directory with a tokenizer, or a name) replaces that of the tokenizer,
+    ``template_date`` (YYYY-MM-DD) is the date that templates print; default is the day on which the lineage began.
     """
 
     dataset: str | None = None
+    format: str = "auto"
+    columns: dict[str, str] = {}
     text_column: str | None = None
+    chat_template: str | None = None
+    template_date: str | None = None
     evaluation_dataset: str | None = None
-    heldout_samples: PositiveInt = 256
+    heldout_samples: PositiveInt | Literal["auto"] = "auto"
     samples_per_block: PositiveInt = 100_000
     dataset_chunk_size: PositiveInt | Literal["auto"] = "auto"
     sequence_length: Annotated[int, Field(ge=2)] = 1024
@@ -151,6 +160,23 @@ class DataConfig(Section):
     epochs: PositiveInt = 1
     max_samples: PositiveInt | None = None
     on_bad_row: Literal["raise", "skip"] = "raise"
+    documents: Literal["whole", "pages"] = "whole"
+
+    @pydantic.field_validator("template_date")
+    @classmethod
+    def _date(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                dt.date.fromisoformat(value)
+            except ValueError as error:
+                raise ValueError("must be a date like 2026-01-31") from error
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _one_naming(self) -> Self:
+        if self.text_column is not None and self.columns:
+            raise ValueError("text_column and columns both say which columns are trained: keep one of them")
+        return self
 
 
 class RolloutConfig(Section):

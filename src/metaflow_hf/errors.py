@@ -4,6 +4,7 @@ MetaflowHFError
 ├── user errors (also ValueError): something that the caller can mend
 │   ├── ConfigError               a key or value of the configuration
 │   ├── SelectionError            a repo id, revision, pattern or path that selects nothing or too much
+│   │   └── FormatError           rows whose format, or whose columns, are not certain (also ConfigError)
 │   ├── UnsupportedModelError     a model that cannot be trained or rolled out correctly
 │   ├── UnsupportedModalityError  a dataset that is not text
 │   ├── BadRowError               a row that cannot be stored or has no usable text
@@ -47,6 +48,10 @@ class SelectionError(UserError):
     """A repo id, revision, pattern or path selects nothing, too much, or is malformed."""
 
 
+class FormatError(SelectionError, ConfigError):
+    """The format of a dataset's rows is not certain; the message names the columns and the settings that decide."""
+
+
 class UnsupportedModelError(UserError):
     """The model cannot be trained or rolled out correctly; the message names the reason."""
 
@@ -56,7 +61,11 @@ class UnsupportedModalityError(UserError):
 
 
 class BadRowError(UserError):
-    """A row cannot be stored, or has no usable text; the message names row and column."""
+    """A row cannot be stored, or has no usable text; the message names row and column, ``row`` its index."""
+
+    def __init__(self, message: str = "", *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
 
 
 class DatasetMismatch(UserError):  # noqa: N818  the name is public

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from metaflow_hf.data.lengths import Lengths
 
 tokenizer_option = click.option("--tokenizer", metavar="REPO", help="A model of the hub, or a directory.")
+documents_option = click.option(
+    "--documents",
+    default="whole",
+    show_default=True,
+    type=click.Choice(["whole", "pages"]),
+    help="One row for each document, or for each page of a PDF.",
+)
 column_option = click.option("--text-column", help="Found by name and type unless given.")
 
 
@@ -33,6 +40,7 @@ def command() -> None:
 @click.option("--samples-per-block", default=100_000, show_default=True, type=click.IntRange(min=1))
 @column_option
 @click.option("--on-bad-row", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
+@documents_option
 @click.option(
     "--num-proc", default=1, show_default=True, type=click.IntRange(min=1), help="Processes at most."
 )
@@ -160,6 +168,7 @@ def stats(dataset: str, tokenizer: str | None, text_column: str | None, max_rows
     "--batch", "number", default=0, show_default=True, type=click.IntRange(min=0), help="Which of them."
 )
 @click.option("--packing/--no-packing", default=True, show_default=True, help="Several rows in one sequence.")
+@documents_option
 @click.option("--loss-on", default="assistant", show_default=True, type=click.Choice(["assistant", "all"]))
 @click.option("--color/--no-color", default=None, help="Default: on a terminal.")
 @json_option

@@ -1,13 +1,35 @@
 """``metaflow hf plan``: what a run would do, told without running it."""
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metaflow._vendor import click
 
 from .configured import config_argument, flow_parameters, looked_at
 from .output import explained, json_option, print_json, printable
 from .validate import spell
+
+if TYPE_CHECKING:
+    from metaflow_hf.report.outcome import Plan
+
+
+def data_of(plan: "Plan") -> dict[str, Any]:
+    """What a plan says about the rows: how they are read, and what becomes of them."""
+    return {
+        "format": plan.format,
+        "columns": dict(plan.columns),
+        "rows": {
+            "total": plan.rows,
+            "trained": plan.samples,
+            "held_out": plan.heldout_rows,
+            "skipped": dict(plan.skipped),
+        },
+        "tokens": plan.tokens,
+        "labelled_fraction": plan.labelled_fraction,
+        "batch_sequences": plan.batch_sequences,
+        "is_exact": plan.is_exact,
+        "datasets": [dict(one) for one in plan.datasets],
+    }
 
 
 @click.command(
@@ -34,7 +56,7 @@ def command(config: str, tokens_per_second: float | None, as_json: bool, **param
         plan = replace(run.plan(tokens_per_second=tokens_per_second), lineage=parameters["lineage"] or "")
     chosen = [one for one in settings if one.source]
     if as_json:
-        print_json({"plan": asdict(plan), "settings": [asdict(one) for one in chosen]})
+        print_json({**data_of(plan), "plan": asdict(plan), "settings": [asdict(one) for one in chosen]})
         return
     click.echo(plan_text(plan))
     click.echo("\nSettings that are not defaults")

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from data.printed import plain_pdf
 from metaflow._vendor.click.testing import CliRunner
 
 from metaflow_hf.data import BlockManager, build_blocks
@@ -63,6 +64,15 @@ def test_build_takes_what_build_blocks_takes(texts):
     error = call("build", texts, "--output", "out", status=1)
     assert "DatasetMismatch" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_documents_are_one_row_each_or_one_row_a_page(project):
+    (project / "letters").mkdir()
+    (project / "letters/a.pdf").write_bytes(plain_pdf(["Dear reader.", "Yours."]))
+    assert call_json("build", "letters")["total_samples"] == 1
+    assert call_json("build", "letters", "--documents", "pages")["total_samples"] == 2
+    settings = ("--tokenizer", TOKENIZER, "--documents", "pages")
+    assert call_json("preview", "letters", *settings)["rows"] == [0, 2]
 
 
 def test_a_build_from_the_hub_into_the_datastore_is_listed_verified_and_measured():

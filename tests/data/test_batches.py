@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metaflow_hf.data.batches import IGNORE_INDEX, Document, LeftOut, encode_rows, make_batches, pieces
+from metaflow_hf.data import encode_examples
+from metaflow_hf.data.batches import IGNORE_INDEX, EncodedExample, LeftOut, make_batches, pieces
 from metaflow_hf.data.prefetch import Prefetcher
 from metaflow_hf.errors import BadRowError, ConfigError
 
@@ -17,7 +18,8 @@ torch.set_num_threads(1)
 EOS = 1
 
 documents = st.lists(
-    st.lists(st.integers(2, 30), min_size=0, max_size=40).map(lambda ids: Document(ids, ids)), max_size=12
+    st.lists(st.integers(2, 30), min_size=0, max_size=40).map(lambda ids: EncodedExample(ids, ids)),
+    max_size=12,
 )
 
 
@@ -52,18 +54,18 @@ def test_every_token_is_in_exactly_one_batch(docs, length, size, packing, long):
 
 
 def test_the_same_documents_give_the_same_batches():
-    docs = [Document(list(range(2, n)), list(range(2, n))) for n in (5, 30, 9)]
+    docs = [EncodedExample(list(range(2, n)), list(range(2, n))) for n in (5, 30, 9)]
     first, second = (make_batches(docs, sequence_length=8, batch_size=2, eos_token_id=EOS) for _ in range(2))
     assert all(torch.equal(a.input_ids, b.input_ids) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True))  # fmt: skip
 
 
 def test_a_document_that_ends_already_gets_no_second_end():
-    [batch] = make_batches([Document([5, EOS], [5, EOS])], sequence_length=8, eos_token_id=EOS)
+    [batch] = make_batches([EncodedExample([5, EOS], [5, EOS])], sequence_length=8, eos_token_id=EOS)
     assert batch.input_ids.tolist() == [[5, EOS]]
 
 
 def test_without_packing_each_document_is_a_sequence():
-    docs = [Document([2, 3, 4], [2, 3, 4]), Document([5], [5])]
+    docs = [EncodedExample([2, 3, 4], [2, 3, 4]), EncodedExample([5], [5])]
     [batch] = make_batches(docs, sequence_length=8, packing=False, eos_token_id=EOS, pad_token_id=0)
     assert batch.input_ids.tolist() == [[2, 3, 4, EOS], [5, EOS, 0, 0]]
     assert batch.labels.tolist() == [[2, 3, 4, EOS], [5, EOS, IGNORE_INDEX, IGNORE_INDEX]]
@@ -72,7 +74,7 @@ def test_without_packing_each_document_is_a_sequence():
 
 def test_truncation_drops_what_is_too_long():
     [batch] = make_batches(
-        [Document([2, 3, 4, 5], [2, 3, 4, 5])],
+        [EncodedExample([2, 3, 4, 5], [2, 3, 4, 5])],
         sequence_length=3,
         packing=False,
         eos_token_id=EOS,
@@ -83,7 +85,7 @@ def test_truncation_drops_what_is_too_long():
 
 def test_no_documents_give_no_batches():
     assert make_batches([], sequence_length=8) == []
-    assert make_batches([Document([], [])], sequence_length=8, packing=False) == []
+    assert make_batches([EncodedExample([], [])], sequence_length=8, packing=False) == []
 
 
 @pytest.mark.parametrize("wrong", [{"sequence_length": 1}, {"batch_size": 0}])
@@ -111,21 +113,28 @@ def tokenizer():
     return tokenizer
 
 
+def texts(*words):
+    return [{"text": word} for word in words]
+
+
 def test_texts_become_documents_in_order_and_rows_without_text_none(tokenizer):
     rows = [{"text": "ab"}, {"text": None}, {"text": ""}, {"other": 1}, {"text": "c\u2028"}]
-    docs = encode_rows(rows, tokenizer)
-    assert [tokenizer.decode(doc.input_ids) for doc in docs] == ["ab", "c\u2028"]
+    docs = encode_examples(rows, tokenizer)
+    assert [tokenizer.decode(doc.input_ids) for doc in docs] == ["ab</s>", "c\u2028</s>"]
     assert all(doc.labels == doc.input_ids for doc in docs)
-    assert encode_rows(["ab", "c\u2028"], tokenizer) == docs
-    assert encode_rows([], tokenizer) == []
+    assert [doc.row for doc in docs] == [0, 4]
+    assert encode_examples([{"text": ""}, *rows[:1]], tokenizer)[0].input_ids == docs[0].input_ids
 
 
 def test_token_counts_are_exact(tokenizer):
-    texts = ["one", "two three", "x" * 100]
+    words = ["one", "two three", "x" * 100]
     batches = make_batches(
-        encode_rows(texts, tokenizer), sequence_length=16, batch_size=2, eos_token_id=tokenizer.eos_token_id
+        encode_examples(texts(*words), tokenizer),
+        sequence_length=16,
+        batch_size=2,
+        eos_token_id=tokenizer.eos_token_id,
     )
-    total = sum(len(text) + 1 for text in texts)
+    total = sum(len(text) + 1 for text in words)
     assert sum(batch.num_input_tokens for batch in batches) == total
     assert sum(batch.num_tokens for batch in batches) == total - sum(
         batch.input_ids.shape[0] for batch in batches
@@ -140,37 +149,30 @@ def test_only_what_the_assistant_says_carries_loss(tokenizer):
         {"role": "user", "content": "assistant?"},
         {"role": "assistant", "content": "yes"},
     ]
-    [doc] = encode_rows([{"messages": messages}], tokenizer, text_column="messages")
+    [doc] = encode_examples([{"messages": messages}], tokenizer, format="messages")
     learned = [token for token in doc.labels if token != IGNORE_INDEX]
     assert tokenizer.decode(learned) == "hello</s>yes</s>"
     assert tokenizer.decode(doc.input_ids).startswith("[system]be brief[user]hi[assistant]hello</s>")
-    [everything] = encode_rows([{"messages": messages}], tokenizer, text_column="messages", loss_on="all")
+    [everything] = encode_examples([{"messages": messages}], tokenizer, format="messages", loss_on="all")
     assert everything.labels == everything.input_ids == doc.input_ids
 
 
-def test_a_conversation_needs_a_template_that_only_appends(tokenizer):
+def test_a_conversation_needs_a_template_that_takes_it(tokenizer):
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
-    plain = tokenizer.chat_template
-    try:
-        tokenizer.chat_template = (
-            "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        )
-        with pytest.raises(BadRowError, match="changes earlier turns"):
-            encode_rows(rows, tokenizer, text_column="messages")
-        tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-        with pytest.raises(BadRowError, match="row 0.*roles must alternate"):
-            encode_rows(rows, tokenizer, text_column="messages")
-        tokenizer.chat_template = None
-        with pytest.raises(BadRowError, match="no chat template"):
-            encode_rows(rows, tokenizer, text_column="messages")
-    finally:
-        tokenizer.chat_template = plain
+    refusing = copy.deepcopy(tokenizer)
+    refusing.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(BadRowError, match="row 0.*roles must alternate"):
+        encode_examples(rows, refusing)
+    refusing.chat_template = None
+    with pytest.raises(BadRowError, match="no chat template"):
+        encode_examples(rows, refusing)
 
 
 @pytest.mark.parametrize("value", [5, [1, 2], ["text"], [{"content": "no role"}]])
-def test_what_is_neither_text_nor_a_conversation_is_refused(value, tokenizer):
-    with pytest.raises(BadRowError, match="row 1"):
-        encode_rows([{"text": "fine"}, {"text": value}], tokenizer)
+def test_what_is_not_text_is_refused(value, tokenizer):
+    rows = [{"text": "fine"}] * 101 + [{"text": value}]
+    with pytest.raises(BadRowError, match="row 101: column 'text' holds"):
+        encode_examples(rows, tokenizer)
 
 
 def test_the_prefetcher_keeps_the_order_and_works_ahead():
@@ -281,7 +283,9 @@ def test_isolated_documents_are_trained_as_if_each_stood_alone():
             vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
         )
     ).eval()
-    docs = [Document(ids, ids) for ids in ([5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16], [17, 18, 19])]
+    docs = [
+        EncodedExample(ids, ids) for ids in ([5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16], [17, 18, 19])
+    ]
     # The last document is cut at a border, the last sequence is padded.
     batches = make_batches(docs, sequence_length=17, batch_size=2, packing="isolated", eos_token_id=EOS)
     [batch] = batches
@@ -297,7 +301,7 @@ def test_isolated_documents_are_trained_as_if_each_stood_alone():
 
 
 def test_a_batch_is_shown_token_by_token(tokenizer):
-    docs = encode_rows(["ab", "c"], tokenizer)
+    docs = encode_examples(texts("ab", "c"), tokenizer)
     [batch] = make_batches(docs, sequence_length=16, packing=False, eos_token_id=1, pad_token_id=0)
     shown = pieces(batch, tokenizer)
     assert [[(piece.text, piece.has_loss) for piece in sequence] for sequence in shown] == [
@@ -308,8 +312,8 @@ def test_a_batch_is_shown_token_by_token(tokenizer):
 
 
 def test_special_tokens_spelled_out_are_these_tokens(tokenizer):
-    [doc] = encode_rows(["a</s>b"], tokenizer)
-    assert doc.input_ids == [tokenizer.convert_tokens_to_ids("a"), 1, tokenizer.convert_tokens_to_ids("b")]
+    [doc] = encode_examples(texts("a</s>b"), tokenizer)
+    assert doc.input_ids == [tokenizer.convert_tokens_to_ids("a"), 1, tokenizer.convert_tokens_to_ids("b"), 1]
 
 
 def test_a_beginning_is_not_doubled(tokenizer):
@@ -319,7 +323,7 @@ def test_a_beginning_is_not_doubled(tokenizer):
     begins._tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
-    plain, rendered = encode_rows(["ab", "<s>ab"], begins)
+    plain, rendered = encode_examples(texts("ab", "<s>ab"), begins)
     assert plain.input_ids == rendered.input_ids
     assert plain.input_ids[0] == 0
     # The end that the tokenizer adds is not doubled either.
@@ -330,7 +334,7 @@ def test_a_beginning_is_not_doubled(tokenizer):
 def test_a_tokenizer_without_special_tokens_will_do(tokenizer):
     bare = copy.deepcopy(tokenizer)
     bare.bos_token = bare.eos_token = bare.pad_token = None
-    docs = encode_rows(["ab", "c"], bare)
+    docs = encode_examples(texts("ab", "c"), bare)
     [batch] = make_batches(
         docs, sequence_length=8, packing=False, eos_token_id=bare.eos_token_id, pad_token_id=bare.pad_token_id
     )
@@ -343,8 +347,8 @@ def test_a_tokenizer_without_special_tokens_will_do(tokenizer):
 def test_the_end_of_a_conversation_is_learned_only_after_the_assistant(tokenizer, role, label):
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    messages = [{"role": "user", "content": "a"}, {"role": role, "content": "b"}]
-    docs = encode_rows([{"messages": messages}], chat, text_column="messages")
+    messages = [{"role": "assistant", "content": "a"}, {"role": role, "content": "b"}]
+    docs = encode_examples([{"messages": messages}], chat, format="messages")
     [batch] = make_batches(docs, sequence_length=64, eos_token_id=EOS)
     assert batch.input_ids[0, -1] == EOS
     assert batch.labels[0, -1] == label

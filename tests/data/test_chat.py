@@ -5,8 +5,10 @@ import json
 
 import pytest
 
-from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
-from metaflow_hf.data.chat import Conversation, transcribe
+from metaflow_hf.data import encode_examples
+from metaflow_hf.data.chat import ChatTemplate, transcribe
+from metaflow_hf.data.formats import Conversation, DetectedFormat, RowProblem
+from metaflow_hf.data.tokens import IGNORE_INDEX, ExampleEncoder
 from metaflow_hf.demo import tiny_tokenizers
 from metaflow_hf.errors import BadRowError
 
@@ -62,12 +64,15 @@ def speaking(base):
 
 
 def learned(messages, tokenizer, **row):
-    [doc] = encode_rows([{"messages": messages, **row}], tokenizer, text_column="messages")
+    [doc] = encode_examples([{"messages": messages, **row}], tokenizer, format="messages")
     assert len(doc.labels) == len(doc.input_ids)
     assert all(label in (token, IGNORE_INDEX) for token, label in zip(doc.input_ids, doc.labels, strict=True))
     rendered = tokenizer.apply_chat_template(messages, tools=row.get("tools"), tokenize=False)
-    assert doc.input_ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return tokenizer.decode([token for token in doc.labels if token != IGNORE_INDEX])
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert doc.input_ids in (ids, [*ids, tokenizer.eos_token_id])
+    said = [token for token in doc.labels if token != IGNORE_INDEX]
+    assert said[-1] == tokenizer.eos_token_id
+    return tokenizer.decode(said if doc.input_ids == ids else said[:-1])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +95,7 @@ def test_the_first_turn_may_be_the_assistants(speaking):
 
 def test_calls_of_tools_are_said_and_their_answers_are_not(speaking):
     tools = [{"type": "function", "function": {"name": "sum", "parameters": {}}}]
-    call = {"name": "sum", "arguments": {"a": 1}}
+    call = {"type": "function", "function": {"name": "sum", "arguments": {"a": 1}}}
     messages = [
         {"role": "user", "content": "1+1?"},
         {"role": "assistant", "content": None, "tool_calls": [call]},
@@ -101,60 +106,79 @@ def test_calls_of_tools_are_said_and_their_answers_are_not(speaking):
     said = json.dumps([call]) + "</s>two</s>"
     assert learned(messages, tokenizer, tools=tools) == said
     # As JSON text, which is how columns of tables hold them.
-    [doc] = encode_rows(
-        [{"messages": messages, "tools": json.dumps(tools)}], tokenizer, text_column="messages"
-    )
+    [doc] = encode_examples([{"messages": messages, "tools": json.dumps(tools)}], tokenizer)
     assert tokenizer.decode(doc.input_ids).startswith('[tools][{"type": "function"')
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        # Thoughts are taken out of all turns but the last one.
-        (
-            "{% for m in messages %}[{{ m['role'] }}]{% if loop.last %}{{ m['content'] }}{% else %}"
-            "{{ m['content'].split('</think>')[-1] }}{% endif %}{% endfor %}"
-            "{% if add_generation_prompt %}[assistant]{% endif %}",
-            r"changes earlier turns when later ones follow \(around message 2\)",
-        ),
-        # Something stands at the end of the whole.
-        (
-            "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-            "{% if add_generation_prompt %}[assistant]{% else %}<|endoftext|>{% endif %}",
-            "changes earlier turns",
-        ),
-        # It asks for thoughts that the data do not have.
-        (
-            "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-            "{% if add_generation_prompt %}[assistant]<think>{% endif %}",
-            "begins message 4 in another way than it asks for it",
-        ),
-    ],
-)
-def test_what_cannot_be_told_apart_is_refused_with_the_remedy(speaking, template, reason):
-    messages = [
+REWRITING = [
+    # Thoughts are taken out of all turns but the last one.
+    (
+        "{% for m in messages %}[{{ m['role'] }}]{% if loop.last %}{{ m['content'] }}{% else %}"
+        "{{ m['content'].split('</think>')[-1] }}{% endif %}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}",
+        ["[user]a</s>[assistant]", "[user]a</s>[assistant]c</s>[user]d</s>[assistant]"],
+        ["<think>b</think>c</s>", "e</s>"],
+    ),
+    # An end of text is put behind the whole.
+    (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% else %}<|endoftext|>{% endif %}",
+        ["[user]a[assistant]", "[user]a[assistant]<think>b</think>c[user]d[assistant]"],
+        ["<think>b</think>c<|endoftext|>", "e<|endoftext|>"],
+    ),
+]
+
+
+def turns(thought="<think>b</think>"):
+    return [
         {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "<think>b</think>c"},
+        {"role": "assistant", "content": f"{thought}c"},
         {"role": "user", "content": "d"},
         {"role": "assistant", "content": "e"},
     ]
+
+
+@pytest.mark.parametrize(("template", "histories", "answers"), REWRITING)
+def test_a_template_that_rewrites_history_gives_one_example_per_turn(speaking, template, histories, answers):
     tokenizer = speaking(template)
-    with pytest.raises(BadRowError, match=rf"row 0: the model's chat template {reason}.*data.loss_on: all"):
-        encode_rows([{"messages": messages}], tokenizer, text_column="messages")
-    [doc] = encode_rows([{"messages": messages}], tokenizer, text_column="messages", loss_on="all")
-    assert doc.labels == doc.input_ids
+    found = encode_examples([{"messages": turns()}], tokenizer)
+    end = tokenizer.eos_token
+    assert [
+        tokenizer.decode([t for t, n in zip(one.input_ids, one.labels, strict=True) if n == IGNORE_INDEX])
+        for one in found
+    ] == histories
+    said = [tokenizer.decode([t for t in one.labels if t != IGNORE_INDEX]) for one in found]
+    assert said == [answer if answer.endswith(end) else answer + end for answer in answers]
+    assert [one.row for one in found] == [0, 0]
+
+
+def test_what_the_prompt_adds_to_the_turn_is_not_looked_for_in_it(speaking):
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+    )
+    assert learned(turns(thought=""), speaking(template)) == "ce"
+
+
+def test_a_history_that_changes_with_what_follows_is_refused(speaking):
+    counting = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(BadRowError, match="row 0: .*in another way than it asks for it.*data.chat_template"):
+        encode_examples([{"messages": turns()}], speaking(counting))
 
 
 def test_bad_rows_can_be_left_out(speaking, caplog):
     rows = [{"messages": [{"role": "user"}, "no message"]}, {"messages": MULTI}, {"messages": 5}]
-    found = encode_rows(rows, speaking(CHATML), text_column="messages", on_bad_row="skip")
-    assert len(found) == 1
+    form = DetectedFormat("messages", {"messages": "messages"})
+    encoder = ExampleEncoder(speaking(CHATML), form, on_bad_row="skip")
+    assert len(encoder.encode(rows)) == 1
     assert "row 0" in caplog.text
     assert "row 2" in caplog.text
-    with pytest.raises(BadRowError, match="block 3, row 7"):
-        encode_rows(
-            rows, speaking(CHATML), text_column="messages", name_row=lambda index: f"block 3, row {index + 7}"
+    assert encoder.skipped == {"malformed": 2}
+    with pytest.raises(BadRowError, match="block 3, row 7") as caught:
+        ExampleEncoder(speaking(CHATML), form).encode(
+            rows, name_row=lambda index: f"block 3, row {index + 7}"
         )
+    assert caught.value.row == 0
 
 
 def test_a_slow_tokenizer_is_refused(speaking):
@@ -165,16 +189,5 @@ def test_a_slow_tokenizer_is_refused(speaking):
         def apply_chat_template(self, messages, **options):
             return "text"
 
-    with pytest.raises(BadRowError, match="Slow does not tell which characters"):
-        transcribe(Conversation(MULTI), Slow(), find_spoken=True, row="row 1")
-
-
-def test_whitespace_that_offsets_leave_out_is_said_all_the_same(base):
-    """Byte-level tokenizers may trim offsets: a token of spaces alone then has none."""
-    from tokenizers import processors
-
-    tokenizer = copy.deepcopy(base)
-    tokenizer._tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-    tokenizer.chat_template = CHATML
-    messages = [{"role": "user", "content": "a "}, {"role": "assistant", "content": "   b   "}]
-    assert learned(messages, tokenizer) == "   b   <|im_end|>\n"
+    with pytest.raises(RowProblem, match="Slow does not say which characters"):
+        transcribe(Conversation(MULTI), ChatTemplate(Slow()), learn_all=False)

@@ -1,15 +1,33 @@
 """Documents become rows of text that say where they came from; what cannot be read is named, never guessed."""
 
 import io
+import json
 import random
 import subprocess
 import sys
 
 import pytest
+from data.printed import plain_pdf
 
+from metaflow_hf.config_sections import DataConfig
 from metaflow_hf.data import BlockManager, build_blocks
+from metaflow_hf.data.build import dataset_key, plan_dataset
+from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.records import read_manifest
+from metaflow_hf.data.sharded import ShardedDataset
+from metaflow_hf.data.sources import open_source
+from metaflow_hf.data.sources.documents import read_document
+from metaflow_hf.data.sources.local import LocalFile
 from metaflow_hf.demo.content import HubContent
-from metaflow_hf.errors import BadRowError, SelectionError, UnsupportedModalityError
+from metaflow_hf.errors import (
+    BadRowError,
+    ConfigError,
+    DatasetMismatch,
+    SelectionError,
+    UnsupportedModalityError,
+)
+from metaflow_hf.store import open_store
+from metaflow_hf.train.blocks import build_source
 
 HTML = """<!doctype html><html><head><title>A  page</title><style>p {}</style></head><body>
 <nav>Menu</nav><h1>Heading &amp; more</h1><p>One <b>bold</b>
@@ -19,30 +37,6 @@ sentence,<br>cut.</p><script>evil()</script>
     return "é"
 </pre><ul><li>x</li><li>y</li></ul></body></html>"""
 HTML_TEXT = 'Heading & more\n\nOne bold sentence,\ncut.\n\na\tb\n\t2\n\ndef f():\n    return "é"\n\nx\ny'
-
-
-def pdf(*pages: str, password: str | None = None, title: str = "Letters") -> bytes:
-    """A PDF with one line of text a page; an empty one is a page without text, as a scan is."""
-    from pypdf import PdfWriter
-    from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
-
-    writer = PdfWriter()
-    writer.add_metadata({"/Title": title})
-    font = DictionaryObject()
-    for name, value in (("Type", "Font"), ("Subtype", "Type1"), ("BaseFont", "Helvetica")):
-        font[NameObject(f"/{name}")] = NameObject(f"/{value}")
-    for text in pages:
-        page = writer.add_blank_page(300, 300)
-        stream = DecodedStreamObject()
-        stream.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode() if text else b"")
-        page[NameObject("/Contents")] = writer._add_object(stream)
-        fonts = DictionaryObject({NameObject("/F1"): writer._add_object(font)})
-        page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    if password is not None:
-        writer.encrypt(user_password=password, owner_password="owner", algorithm="AES-256")
-    out = io.BytesIO()
-    writer.write(out)
-    return out.getvalue()
 
 
 def word() -> bytes:
@@ -56,7 +50,14 @@ def word() -> bytes:
     for cell, text in zip([c for row in table.rows for c in row.cells], ["a", "b", "1", "2"], strict=True):
         cell.text = text
     table.rows[0].cells[0].merge(table.rows[0].cells[1])
+    document.add_paragraph("One", style="List Bullet")
+    document.add_paragraph("Two", style="List Bullet")
+    document.add_paragraph("")
+    document.add_paragraph("Step", style="List Number")
+    document.add_paragraph("Next step", style="List Number")
     document.add_paragraph("Last.")
+    document.sections[0].header.paragraphs[0].text = "On every page"
+    document.sections[0].footer.paragraphs[0].text = "Page 1"
     out = io.BytesIO()
     document.save(out)
     return out.getvalue()
@@ -66,7 +67,7 @@ def word() -> bytes:
 def documents(tmp_path):
     directory = tmp_path / "documents"
     (directory / "deep").mkdir(parents=True)
-    (directory / "a.pdf").write_bytes(pdf("page one", "", "page three"))
+    (directory / "a.pdf").write_bytes(plain_pdf(["First letter.", "", "Third letter."]))
     (directory / "b.docx").write_bytes(word())
     (directory / "deep/c.html").write_text(HTML)
     (directory / "deep/d.md").write_text("# Notes\n\n- kept *as is*\n")
@@ -77,14 +78,19 @@ def documents(tmp_path):
 
 def test_a_directory_of_documents_becomes_rows_with_provenance(documents, tmp_path, read_all):
     manifest = build_blocks(documents, tmp_path / "out")
-    assert (manifest.total_samples, manifest.skipped_rows, manifest.text_column) == (5, 1, "text")
-    pdf_1, pdf_3, docx_row, html_row, markdown = read_all(tmp_path / "out")
-    about = {"source": "a.pdf", "format": "pdf", "title": "Letters", "pages": 3}
-    assert pdf_1 == {"text": "page one", "page": 1, **about}
-    assert pdf_3 == {"text": "page three", "page": 3, **about}
+    assert (manifest.total_samples, manifest.skipped_rows, manifest.text_column) == (4, 0, "text")
+    pdf, docx_row, html_row, markdown = read_all(tmp_path / "out")
     whole = {"part": 1, "parts": 1}
+    assert pdf == {
+        "text": "First letter.\n\nThird letter.",
+        "source": "a.pdf",
+        "format": "pdf",
+        "title": "Letters",
+        "pages": 3,
+        **whole,
+    }
     assert docx_row == {
-        "text": "Results\nFirst paragraph.\na b\n1\t2\nLast.",
+        "text": "Results\n\nFirst paragraph.\n\na b\n1\t2\n\n• One\n• Two\n\n1. Step\n2. Next step\n\nLast.",
         "source": "b.docx",
         "format": "docx",
         "title": "Report",
@@ -95,12 +101,83 @@ def test_a_directory_of_documents_becomes_rows_with_provenance(documents, tmp_pa
     assert markdown["text"] == "# Notes\n\n- kept *as is*\n"
     assert (markdown["source"], markdown["title"]) == ("deep/d.md", "Notes")
     with BlockManager(tmp_path / "out") as blocks:
-        assert blocks.get_chunk(0, 0)[0] == "page one"
+        assert blocks.get_chunk(0, 0)[0] == pdf["text"]
+
+
+def test_with_pages_each_page_of_a_pdf_is_a_row(documents, tmp_path, read_all):
+    manifest = build_blocks(documents, tmp_path / "out", documents="pages")
+    assert (manifest.total_samples, manifest.skipped_rows) == (5, 1)
+    first, third, *others = read_all(tmp_path / "out")
+    about = {"source": "a.pdf", "format": "pdf", "title": "Letters", "pages": 3}
+    assert first == {"text": "First letter.", "page": 1, **about}
+    assert third == {"text": "Third letter.", "page": 3, **about}
+    build_blocks(documents, tmp_path / "whole")
+    assert others == read_all(tmp_path / "whole")[1:]
+
+
+def test_the_setting_is_part_of_the_key_only_where_it_changes_rows(documents, tmp_path):
+    def key(path, **settings):
+        return dataset_key(plan_dataset(open_source(path, **settings), samples_per_block=10))
+
+    assert key(documents) != key(documents, documents="pages")
+    (documents / "a.pdf").unlink()
+    assert key(documents) == key(documents, documents="pages")
+    (tmp_path / "rows.jsonl").write_text('{"text": "a row"}\n')
+    spec = plan_dataset(open_source(tmp_path / "rows.jsonl"), samples_per_block=10)
+    assert not {"documents", "document_rules"} & set(spec.to_json())
+
+
+def test_other_settings_than_those_of_the_source_are_refused(documents):
+    source = open_source(documents)
+    assert plan_dataset(source, samples_per_block=10, documents="whole").documents == "whole"
+    with pytest.raises(ConfigError, match="documents is 'pages', but the source was opened with 'whole'"):
+        plan_dataset(source, samples_per_block=10, documents="pages")
+    with pytest.raises(ConfigError, match="documents must be 'whole' or 'pages', got 'page'"):
+        open_source(documents, documents="page")
+
+
+@pytest.mark.parametrize("settings", [{"documents": "whole"}, {"documents": "pages"}])
+def test_several_processes_build_the_same(settings, documents, tmp_path):
+    for number in range(3):
+        (documents / f"more{number}.pdf").write_bytes(plain_pdf([f"Letter {number} to you.", "Yours."]))
+    alone = build_blocks(documents, tmp_path / "alone", samples_per_block=3, **settings)
+    together = build_blocks(documents, tmp_path / "together", samples_per_block=3, num_proc=2, **settings)
+    assert alone.digest == together.digest
+
+
+@pytest.mark.parametrize("settings", [{"documents": "whole"}, {"documents": "pages"}])
+def test_shards_are_built_with_the_setting_of_their_plan(settings, documents, tmp_path):
+    plan = ShardedDataset.plan(documents, samples_per_block=10, **settings)
+    store = open_store(tmp_path / "sharded")
+    carried = ShardedDataset.from_json(json.loads(json.dumps(plan.to_json())))
+    carried.build(range(len(plan.sizes)), store)
+    whole = build_blocks(documents, tmp_path / "out", samples_per_block=10, **settings)
+    assert carried.assemble(store).digest == whole.digest
+
+
+def test_a_build_goes_on_only_with_the_setting_that_it_began_with(documents, tmp_path):
+    build_blocks(documents, tmp_path / "out", documents="pages")
+    with pytest.raises(DatasetMismatch, match="documents: stored 'pages', asked for 'whole'"):
+        build_blocks(documents, tmp_path / "out")
+
+
+def test_a_configuration_decides(documents, tmp_path, monkeypatch):
+    monkeypatch.setattr("metaflow_hf.train.blocks.configured_store", lambda: open_store(tmp_path / "store"))
+    monkeypatch.setattr("metaflow_hf.data.build.datasets_root", lambda: open_store(tmp_path / "store"))
+    keys = {
+        setting: build_source(str(documents), DataConfig(documents=setting)) for setting in ("whole", "pages")
+    }
+    counts = {
+        setting: read_manifest(open_store(tmp_path / "store").child(key)).total_samples
+        for setting, key in keys.items()
+    }
+    assert counts == {"whole": 4, "pages": 5}
 
 
 def test_an_interrupted_build_goes_on_within_a_document(tmp_path):
-    (tmp_path / "long.pdf").write_bytes(pdf(*(f"page {n}" for n in range(60))))
-    whole = build_blocks(tmp_path / "long.pdf", tmp_path / "whole", samples_per_block=10)
+    settings = {"samples_per_block": 10, "documents": "pages"}
+    (tmp_path / "long.pdf").write_bytes(plain_pdf([f"This is letter {n * n}." for n in range(60)]))
+    whole = build_blocks(tmp_path / "long.pdf", tmp_path / "whole", **settings)
 
     class Stopped(Exception):
         pass
@@ -110,9 +187,29 @@ def test_an_interrupted_build_goes_on_within_a_document(tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_blocks(tmp_path / "long.pdf", tmp_path / "out", samples_per_block=10, progress=stop)
-    resumed = build_blocks(tmp_path / "long.pdf", tmp_path / "out", samples_per_block=10)
+        build_blocks(tmp_path / "long.pdf", tmp_path / "out", progress=stop, **settings)
+    resumed = build_blocks(tmp_path / "long.pdf", tmp_path / "out", **settings)
     assert (resumed.total_samples, resumed.digest) == (60, whole.digest)
+
+
+def test_an_interrupted_build_reads_no_document_twice(documents, tmp_path, monkeypatch):
+    for number in range(4):
+        (documents / f"a{number}.pdf").write_bytes(plain_pdf([f"Letter {number}."]))
+    whole = build_blocks(documents, tmp_path / "whole", samples_per_block=2)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(manifest):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        build_blocks(documents, tmp_path / "out", samples_per_block=2, progress=stop)
+    opened, original = [], LocalFile.open
+    monkeypatch.setattr(LocalFile, "open", lambda file: (opened.append(file.name), original(file))[1])
+    assert build_blocks(documents, tmp_path / "out", samples_per_block=2).digest == whole.digest
+    assert opened.count("a0.pdf") == 0
+    assert opened.count("a2.pdf") == 1
 
 
 def test_documents_beside_files_of_rows_are_left_out(documents, tmp_path, read_all):
@@ -124,8 +221,8 @@ def test_documents_beside_files_of_rows_are_left_out(documents, tmp_path, read_a
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("locked.pdf", lambda: pdf("secret", password="word"), "encrypted"),
-        ("broken.pdf", lambda: pdf("text")[:60], "PDF"),
+        ("locked.pdf", lambda: plain_pdf(["secret"], password="word"), "encrypted"),
+        ("broken.pdf", lambda: plain_pdf(["text"])[:60], "PDF"),
         ("none.docx", lambda: b"no zip", "Word"),
         ("latin.md", lambda: "é".encode("latin-1"), "Markdown"),
     ],
@@ -135,31 +232,28 @@ def test_a_document_that_cannot_be_read_is_named_or_skipped(name, content, reaso
     with pytest.raises(BadRowError, match=f"{name}: row 0.*{reason}"):
         build_blocks(documents, tmp_path / "out")
     manifest = build_blocks(documents, tmp_path / "skipped", on_bad_row="skip")
-    assert (manifest.total_samples, manifest.skipped_rows) == (5, 2)
+    assert (manifest.total_samples, manifest.skipped_rows) == (4, 1)
 
 
 def test_a_pdf_encrypted_without_a_password_is_read(tmp_path, read_all):
-    (tmp_path / "a.pdf").write_bytes(pdf("open to all", password=""))
+    (tmp_path / "a.pdf").write_bytes(plain_pdf(["open to all"], password=""))
     build_blocks(tmp_path / "a.pdf", tmp_path / "out")
     assert read_all(tmp_path / "out")[0]["text"] == "open to all"
 
 
 def test_a_document_of_pictures_is_counted_and_said(tmp_path, caplog):
     (tmp_path / "d").mkdir()
-    (tmp_path / "d/scan.pdf").write_bytes(pdf("", ""))
+    (tmp_path / "d/scan.pdf").write_bytes(plain_pdf(["", ""]))
     (tmp_path / "d/text.md").write_text("text")
     manifest = build_blocks(tmp_path / "d", tmp_path / "out")
-    assert (manifest.total_samples, manifest.skipped_rows) == (1, 2)
+    assert (manifest.total_samples, manifest.skipped_rows) == (1, 1)
     assert any("scan.pdf holds no text" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: pdf("one", "two"), word, lambda: HTML.encode()], ids=["pdf", "docx", "html"]
+    "make", [lambda: plain_pdf(["one", "two"]), word, lambda: HTML.encode()], ids=["pdf", "docx", "html"]
 )
 def test_damaged_bytes_never_raise_anything_else(make, tmp_path):
-    from metaflow_hf.data.manifest import Cursor
-    from metaflow_hf.data.sources.documents import read_document
-    from metaflow_hf.data.sources.local import LocalFile
 
     whole, chance = make(), random.Random(0)
     path = tmp_path / f"x.{ {b'%': 'pdf', b'P': 'docx', b'<': 'html'}[whole[:1]] }"
@@ -175,7 +269,7 @@ def test_damaged_bytes_never_raise_anything_else(make, tmp_path):
 def test_without_the_extra_the_error_says_what_to_install(documents, tmp_path):
     program = f"""
 import sys
-sys.modules["pypdf"] = None
+sys.modules["pypdfium2"] = None
 from metaflow_hf.data import build_blocks
 build_blocks({str(documents)!r}, {str(tmp_path / "out")!r})
 """

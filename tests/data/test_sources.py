@@ -267,6 +267,8 @@ def test_an_empty_file_is_an_empty_dataset(tmp_path):
         ({"id": "1", "text": "t"}, None, "text"),
         ({"content": "c", "title": "t"}, None, "content"),
         ({"id": 1, "story": "only text"}, None, "story"),
+        ({"id": "1", "conversations": [{"from": "human", "value": "hi"}]}, None, "conversations"),
+        ({"instruction": "i", "input": "", "output": "o"}, None, "output"),
         ({"messages": [{"role": "user", "content": "hi"}], "id": "1", "x": "2"}, None, "messages"),
         ({"text": "t", "other": "o"}, "other", "other"),
     ],

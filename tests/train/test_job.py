@@ -20,7 +20,7 @@ from metaflow_hf.report import UnigramModel, plan_text
 from metaflow_hf.store import datastore
 from metaflow_hf.train import devices
 from metaflow_hf.train.description import check_length
-from metaflow_hf.train.heldout import Copies, HeldOut, count_copies, evaluation_rows
+from metaflow_hf.train.heldout import Copies, count_copies, evaluation_rows, key_of
 from metaflow_hf.train.job import TrainingJob, merged_events
 from metaflow_hf.train.speed import tokens_per_second
 
@@ -140,13 +140,16 @@ def test_from_blocks_to_a_model_that_is_measured(local_run: Path, model_dir: Pat
     assert plan.rounds >= 1
     assert plan.seconds is not None
     assert "a/tiny @ cccccccccccc" in plan_text(plan)
-    # Rows without the held-out ones, tokenized here: an estimate from 90 of 100 rows is close.
+    # Rows without the held-out ones, tokenized here: but for the first token of each sequence.
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     rows = (dataset_dir.parent / "raw.txt").read_text().splitlines()
-    sides = HeldOut(0.2)
-    held, trained_rows = ([row for row in rows if sides.holds(row) is side] for side in (True, False))
+    ranked = sorted(rows, key=key_of)
+    held, trained_rows = ranked[:20], ranked[20:]
     exact = sum(len(ids) + 1 for ids in tokenizer(trained_rows)["input_ids"])
-    assert plan.tokens == pytest.approx(exact, rel=0.2)
+    assert exact * 30 / 32 < plan.tokens < exact
+    assert plan.is_exact
+    assert plan.rows == 100
+    assert plan.format == "text"
 
     lines: list[str] = []
     metrics = made.work(model_dir, branch=0, write=lines.append)
@@ -316,25 +319,29 @@ def with_evaluation(local_run: Path, rows: list[str], **evaluation) -> TrainingJ
     return TrainingJob.configured(values, run="F-1")
 
 
+def measuring(rows: int) -> TrainConfig:
+    return TrainConfig.parse({"evaluation": {"max_samples": rows}})
+
+
 def test_an_evaluation_dataset_is_built_once_whatever_is_read_of_it(local_run: Path):
     few = with_evaluation(local_run, ["a row"], max_samples=10).build()
     stored = local_run / ".metaflow" / "mf.hf"
     # How much more than one block was written by then is a matter of time.
     assert few._open(few.heldout).manifest.total_samples in (1_000, 2_000, 2_500)
     with few._open(few.heldout) as blocks:
-        assert [row.value for row in evaluation_rows(blocks, 10)] == [
+        assert [row.value for row in evaluation_rows(blocks, measuring(10))] == [
             f"held out {number}" for number in range(10)
         ]
     many = with_evaluation(local_run, ["a row"], max_samples=2_400).build()
     assert many.heldout == few.heldout
     assert len(list((stored / "datasets").iterdir())) == 2
     with many._open(many.heldout) as blocks:
-        assert [row.value for row in evaluation_rows(blocks, 2_400)] == [
+        assert [row.value for row in evaluation_rows(blocks, measuring(2_400))] == [
             f"held out {number}" for number in range(2_400)
         ]
     everything = with_evaluation(local_run, ["a row"], max_samples=100_000).build()
     with everything._open(everything.heldout) as blocks:
-        assert len(evaluation_rows(blocks, 100_000)) == 2_500
+        assert len(evaluation_rows(blocks, measuring(100_000))) == 2_500
 
 
 def test_what_is_trained_is_no_evaluation_dataset(local_run: Path):

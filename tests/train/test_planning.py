@@ -1,8 +1,11 @@
 """What a run tells about itself before its first step."""
 
+import json
+
 import pytest
 
-from metaflow_hf.report import plan_text
+from metaflow_hf.data import build_blocks
+from metaflow_hf.errors import ConfigError
 from metaflow_hf.train.planning import Extent, make_plan
 
 SPEED = 1000.0
@@ -25,7 +28,7 @@ def plan_of(training, monkeypatch):
 def test_a_run_of_few_rounds_is_told_what_to_set(plan_of, training):
     plan = plan_of(workers=2, seconds=1.0)
     assert plan.rounds < 40
-    (note,) = plan.notes
+    (note,) = [note for note in plan.notes if "rounds" in note and "sequences" not in note]
     assert f"about {plan.rounds} rounds" in note
     seconds = float(note.partition("set rounds.seconds to ")[2].split()[0])
     training.lineage = "with the advice"
@@ -36,12 +39,21 @@ def test_a_run_of_few_rounds_is_told_what_to_set(plan_of, training):
 
 @pytest.mark.parametrize("rounds", [{"workers": 2, "seconds": 0.1}, {"workers": 1, "seconds": 1.0}])
 def test_many_rounds_and_a_single_worker_need_no_advice(plan_of, rounds):
-    assert plan_of(**rounds).notes == ()
+    assert not [note for note in plan_of(**rounds).notes if "fewer than" in note]
 
 
-def test_where_all_rows_looked_at_are_left_out_the_plan_says_so(plan_of, training):
-    training.config = training.config.replace(data={"long_documents": "drop", "sequence_length": 4})
-    plan = plan_of(workers=1, max_tokens=1000)
-    assert (plan.tokens, plan.rounds, plan.claims) == (0, 0, 0)
-    assert "about 100 % of the documents are longer" in plan.notes[-1]
-    assert "0 tokens" in plan_text(plan)
+@pytest.mark.parametrize("policy", ["drop", "truncate"])
+def test_where_nothing_with_loss_is_left_the_setting_is_named(plan_of, training, policy):
+    if policy == "truncate":
+        rows = [{"prompt": "the value of a file is not the name", "completion": " of it"}] * 3
+        rows += [{"prompt": "a list of the name of the value is", "completion": " it"}] * 3
+        training.dataset_dir = training.dataset_dir.parent / "prompts"
+        (training.dataset_dir.parent / "prompts.jsonl").write_text(
+            "".join(json.dumps(row) + "\n" for row in rows)
+        )
+        build_blocks(training.dataset_dir.parent / "prompts.jsonl", training.dataset_dir)
+    training.config = training.config.replace(data={"long_documents": policy, "sequence_length": 4})
+    with pytest.raises(
+        ConfigError, match=rf"data.long_documents: {policy} at data.sequence_length: 4: .*longer"
+    ):
+        plan_of(workers=1, max_tokens=1000)

@@ -21,14 +21,14 @@ from transformers import (
 )
 
 from metaflow_hf.config import ModelConfig
-from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
-from metaflow_hf.data.batches import encode_rows, make_batches
+from metaflow_hf.data import BlockManager, encode_examples, process_raw_dataset_to_blocks
+from metaflow_hf.data.batches import make_batches
 from metaflow_hf.errors import ConfigError, TrainingIncomplete, UnsupportedModelError
 from metaflow_hf.events import RoundClosed
 from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.train import evaluate, evaluation, export_lineage, generate
-from metaflow_hf.train.heldout import HeldOut, heldout_rows
+from metaflow_hf.train.heldout import heldout_rows, key_of
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import load_model, load_tokenizer
 
@@ -216,7 +216,8 @@ def test_held_out_rows_are_chosen_by_what_they_say(training, dataset_dir):
         few = heldout_rows(blocks, training.config.replace(evaluation={"max_samples": 3}))
     files = sorted((dataset_dir / "blocks").glob("*.jsonl"))
     texts = [[json.loads(line)["text"] for line in file.read_text().splitlines()] for file in files]
-    expected = [text for block in texts for text in block if HeldOut(10 / 90).holds(text)]
+    expected = sorted((text for block in texts for text in block), key=key_of)[:10]
+    expected = [text for block in texts for text in block if text in expected]
     assert [row.value for row in rows] == expected
     assert all(texts[row.block_id][row.row] == row.value for row in rows)
     assert len(few) == 3
@@ -332,8 +333,9 @@ def test_of_conversations_is_counted_what_training_counts(model_dir):
     found = evaluate(model, CHATS, tokenizer, sequence_length=1000)
     assert found.bytes == sum(len(text.encode()) for text in SAID)
     # What training counts, in one sequence, as the trainer computes it.
-    documents = encode_rows([{"messages": chat} for chat in CHATS], tokenizer, text_column="messages")
-    [batch] = make_batches(documents, sequence_length=1000, eos_token_id=tokenizer.eos_token_id)
+    [batch] = make_batches(
+        encode_examples([{"messages": chat} for chat in CHATS], tokenizer), sequence_length=1000
+    )
     assert found.tokens == batch.num_tokens
     assert tokenizer.decode(batch.labels[batch.labels != -100]) == "".join(
         [*SAID[:2], tokenizer.eos_token, SAID[2], tokenizer.eos_token]
@@ -387,19 +389,11 @@ def test_texts_end_with_the_positions_that_a_model_knows(model_dir, prompt):
     assert last[-1] == 30, "the last of 32 tokens is read by nobody"
 
 
-def test_nothing_held_out_is_an_error(training, tmp_path):
-    rows = [text for text in (f"row {number}" for number in range(20)) if not HeldOut(0.5).holds(text)][:2]
-    (tmp_path / "raw.txt").write_text("\n".join(rows))
-    process_raw_dataset_to_blocks(tmp_path / "raw.txt", tmp_path / "blocks", "rows")
-    config = training.config.replace(data={"heldout_samples": 1, "evaluation_dataset": None})
-    with BlockManager(tmp_path / "blocks") as blocks, pytest.raises(ConfigError, match="no text of 2 rows"):
-        heldout_rows(blocks, config)
-
-
 def test_held_out_rows_are_found_in_a_dataset_of_many_small_blocks(training, tmp_path):
     texts = [f"text {number}" for number in range(100)]
     # Its block is none of the 32 that are looked at first.
-    assert [number for number, text in enumerate(texts) if HeldOut(1 / 100).holds(text)] == [1]
+    lowest = min(texts, key=key_of)
+    assert lowest == "text 1"
     (tmp_path / "raw.txt").write_text("\n".join(texts))
     process_raw_dataset_to_blocks(tmp_path / "raw.txt", tmp_path / "blocks", "rows", block_size=1)
     config = training.config.replace(data={"heldout_samples": 1, "evaluation_dataset": None})

@@ -1,12 +1,14 @@
 """What may join a lineage and what may not."""
 
 import dataclasses
+import json
 import shutil
 import threading
 
 import msgspec
 import pytest
 
+from metaflow_hf.data import BlockManager
 from metaflow_hf.errors import (
     ConfigError,
     LineageMismatch,
@@ -17,8 +19,8 @@ from metaflow_hf.errors import (
 from metaflow_hf.events import ClaimDone
 from metaflow_hf.store import datastore
 from metaflow_hf.store.objects import CreateResult
-from metaflow_hf.train import running, start_lineage
-from metaflow_hf.train.heldout import HeldOut, training_samples
+from metaflow_hf.train import heldout, running, start_lineage
+from metaflow_hf.train.heldout import HeldOut, held_out, heldout_rows, heldout_target, training_samples
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.pinning import pinned, sources_of
@@ -106,14 +108,51 @@ def test_surplus_rows_are_not_in_the_order(training):
 
 
 def test_how_much_is_held_out(training):
-    config = training.config.replace(data={"evaluation_dataset": None})
-    assert HeldOut.of(100, config).fraction == 0.1
-    assert HeldOut.of(100, config.replace(data={"max_samples": 20})).fraction == 0.5
-    assert HeldOut.of(10**6, config).fraction == 0.001
-    assert not HeldOut.of(100, training.config).fraction
-    sides = HeldOut(0.25)
+    config = training.config.replace(data={"evaluation_dataset": None, "heldout_samples": 10})
+    assert heldout_target(100, config) == 10
+    assert heldout_target(10**6, config) == 1_000
+    automatic = config.replace(data={"heldout_samples": "auto"})
+    assert [heldout_target(rows, automatic) for rows in (2, 19, 100, 10_000, 10**6)] == [1, 1, 10, 256, 1_000]
+    with pytest.raises(ConfigError, match=r"20 samples .*heldout_samples = 20"):
+        heldout_target(100, config.replace(data={"max_samples": 20, "heldout_samples": 20}))
+    sides = HeldOut(2**62)
     held = sum(sides.holds(f"text {number}") for number in range(4_000))
     assert 900 < held < 1_100
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+@pytest.mark.parametrize("different", [2, 3, 7, 40])
+def test_of_any_two_different_texts_one_is_trained_and_one_measured(training, tmp_path, different, copies):
+    config = training.config.replace(data={"evaluation_dataset": None, "heldout_samples": "auto"})
+    for seed in range(12):
+        rows = [{"text": f"{seed}: text {number}"} for number in range(different)] * copies
+        (tmp_path / f"{seed}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with BlockManager(tmp_path / f"{seed}.jsonl", 5, cache_dir=tmp_path / "cache") as blocks:
+            sides = held_out(blocks, None, config)
+            held = {row["text"] for row in rows if sides.holds(row["text"])}
+            assert len(held) == max(min(different - 1, different * copies // 10), 1)
+            assert {row.value for row in heldout_rows(blocks, config)} == held
+
+
+def test_in_many_rows_of_few_texts_some_text_is_held_out(training, tmp_path, monkeypatch):
+    monkeypatch.setattr(heldout, "SETTLED_ROWS", 10)
+    config = training.config.replace(data={"evaluation_dataset": None, "heldout_samples": 1})
+    for seed in range(6):
+        rows = [{"text": f"{seed}: text {number % 2}"} for number in range(200)]
+        (tmp_path / f"{seed}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with BlockManager(tmp_path / f"{seed}.jsonl", 50, cache_dir=tmp_path / "cache") as blocks:
+            sides = held_out(blocks, None, config)
+            assert len({row["text"] for row in rows if sides.holds(row["text"])}) == 1
+
+
+def test_rows_that_all_say_the_same_are_refused(training, tmp_path):
+    config = training.config.replace(data={"evaluation_dataset": None, "heldout_samples": "auto"})
+    (tmp_path / "raw.jsonl").write_text('{"text": "same"}\n' * 5)
+    with (
+        BlockManager(tmp_path / "raw.jsonl", cache_dir=tmp_path / "cache") as blocks,
+        pytest.raises(ConfigError, match="hold 1 different text, .*evaluation_dataset"),
+    ):
+        held_out(blocks, None, config)
 
 
 def test_a_lineage_that_was_never_started_is_named(training):

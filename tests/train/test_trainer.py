@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from metaflow_hf.data import BlockManager, process_raw_dataset_to_blocks
+from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import IntegrityError, NonFiniteLoss, TrainingIncomplete, UnsupportedModelError
 from metaflow_hf.events import ClaimDone, StepDone
+from metaflow_hf.train.encoding import example_encoder
 from metaflow_hf.train.feed import Feed
 from metaflow_hf.train.gradients import Gradients
 from metaflow_hf.train.heldout import NOTHING_HELD_OUT, held_out, heldout_rows, training_samples
@@ -21,6 +23,7 @@ from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import load_model, load_tokenizer, prepare
 from metaflow_hf.train.trainer import ModelTrainer
 
+TEXT = DetectedFormat("text", {"text": "text"})
 LONG = " ".join(["the value of a file is not the name of it"] * 20)
 
 
@@ -45,11 +48,10 @@ def trainer_of(
     config = training.config.replace(**sections)
     return ModelTrainer(
         prepare(network or load_model(training.model_dir, config.model), config.model),
-        load_tokenizer(training.model_dir),
+        example_encoder(load_tokenizer(training.model_dir), TEXT, config),
         Rows(texts),
         ClaimOrder([len(texts)], len(texts), claim_samples or len(texts), shuffle=False),
         config,
-        text_column="text",
         device=torch.device("cpu"),
         held_out=held_out,
         progress=progress,
@@ -286,7 +288,8 @@ def test_what_is_counted_is_recorded_and_trained(training):
     training.work(on_event=events.append)
     with training.blocks() as blocks:
         order = ClaimOrder([40, 40, 10], 20, 5, seed=7, epochs=2)
-        feed = Feed(blocks, order, load_tokenizer(training.model_dir), training.config, text_column="text")
+        encoder = example_encoder(load_tokenizer(training.model_dir), TEXT, training.config)
+        feed = Feed(blocks, order, encoder, training.config)
         spans = map(order.locate, range(order.num_positions))
         claims = [Claim(s.block_id, s.chunk_id, s.start, s.stop, s.epoch, s.position, "") for s in spans]
         expected = {claim.position: sum(batch.num_tokens for batch in feed.take(claim)) for claim in claims}
@@ -371,9 +374,8 @@ def test_a_text_and_its_copies_are_on_one_side_and_every_row_is_on_one(training,
         feed = Feed(
             blocks,
             order,
-            tokenizer := load_tokenizer(training.model_dir),
+            example_encoder(tokenizer := load_tokenizer(training.model_dir), TEXT, config),
             config,
-            text_column="text",
             held_out=held_out(blocks, None, config),
         )
         tokens = []

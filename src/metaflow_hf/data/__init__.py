@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from metaflow_hf.data.build import build_blocks, process_raw_dataset_to_blocks
+    from metaflow_hf.data.formats import DetectedFormat, detect_format, register_format
     from metaflow_hf.data.ledger import Claim
     from metaflow_hf.data.manager import Block, BlockManager
     from metaflow_hf.data.manifest import BlockManifest
     from metaflow_hf.data.order import Chunk, chunk_order
     from metaflow_hf.data.streaming import StreamingBlockWriter
+    from metaflow_hf.data.tokens import EncodedExample, encode_examples
     from metaflow_hf.data.tracker import ChunkTracker
     from metaflow_hf.data.verify import verify_blocks
 
@@ -25,10 +27,15 @@ __all__ = [
     "Chunk",
     "ChunkTracker",
     "Claim",
+    "DetectedFormat",
+    "EncodedExample",
     "StreamingBlockWriter",
     "build_blocks",
     "chunk_order",
+    "detect_format",
+    "encode_examples",
     "process_raw_dataset_to_blocks",
+    "register_format",
     "verify_blocks",
 ]
 
@@ -39,10 +46,15 @@ _MODULES = {
     "Chunk": "order",
     "ChunkTracker": "tracker",
     "Claim": "ledger",
+    "DetectedFormat": "formats",
+    "EncodedExample": "tokens",
     "StreamingBlockWriter": "streaming",
     "build_blocks": "build",
     "chunk_order": "order",
+    "detect_format": "formats",
+    "encode_examples": "tokens",
     "process_raw_dataset_to_blocks": "build",
+    "register_format": "formats",
     "verify_blocks": "verify",
 }
 

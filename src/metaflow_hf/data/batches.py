@@ -15,16 +15,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from metaflow_hf.data.tokens import IGNORE_INDEX, Document, encode_rows, end_document
+from metaflow_hf.data.tokens import IGNORE_INDEX, EncodedExample, encode_examples, end_example
 from metaflow_hf.errors import ConfigError
 
 __all__ = [
     "IGNORE_INDEX",
     "Batch",
-    "Document",
+    "EncodedExample",
     "LeftOut",
     "Piece",
-    "encode_rows",
+    "encode_examples",
     "make_batches",
     "pieces",
 ]
@@ -87,7 +87,7 @@ class Piece:
 
 
 def make_batches(
-    documents: Sequence[Document],
+    documents: Sequence[EncodedExample],
     *,
     sequence_length: int,
     batch_size: int = 8,
@@ -117,7 +117,7 @@ def make_batches(
             f"sequence_length must be at least 2 and batch_size at least 1, got {sequence_length} and "
             f"{batch_size}."
         )
-    ended = [end_document(document, eos_token_id) for document in documents if document.input_ids]
+    ended = [end_example(document, eos_token_id) for document in documents if document.input_ids]
     fitting, long = _fit(ended, sequence_length, long_documents, left_out or LeftOut())
     joined = [_Joined.of(fitting)] if packing and fitting else [_Joined.of([item]) for item in fitting]
     sequences = [piece for item in joined for piece in item.cut(sequence_length)]
@@ -155,7 +155,7 @@ class _Joined:
     starts: Sequence[int]
 
     @classmethod
-    def of(cls, documents: Sequence[Document]) -> "_Joined":
+    def of(cls, documents: Sequence[EncodedExample]) -> "_Joined":
         starts, place = [], 0
         for document in documents:
             starts.append(place)
@@ -178,8 +178,8 @@ class _Joined:
 
 
 def _fit(
-    documents: Sequence[Document], limit: int, policy: LongDocuments, left_out: LeftOut
-) -> tuple[list[Document], list[Document]]:
+    documents: Sequence[EncodedExample], limit: int, policy: LongDocuments, left_out: LeftOut
+) -> tuple[list[EncodedExample], list[EncodedExample]]:
     """Documents for ordinary batches, and those that go alone."""
     if policy == "split":
         return list(documents), []

@@ -9,13 +9,15 @@ from typing import Any
 
 import msgspec
 
-from metaflow_hf.data.columns import find_text_column
-from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
+from metaflow_hf.data.formats import DetectedFormat, resolve_format
+from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, Documents, OnBadRow
 from metaflow_hf.data.open_block import scratch_directory
 from metaflow_hf.data.reading import encoded_batches
 from metaflow_hf.data.records import is_published, read_completion, read_manifest
 from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources import Source, open_source
+from metaflow_hf.data.sources.documents import DOCUMENT_RULES, document_format
+from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.writer import LEASE_SECONDS, DatasetWriter, check_settings, hold_lease
 from metaflow_hf.errors import ClaimLost, ConfigError, DatasetMismatch
 from metaflow_hf.references import SnapshotRef
@@ -32,6 +34,8 @@ def build_blocks(
     output_dir: str | Path | None = None,
     *,
     samples_per_block: int = 100_000,
+    format: str = "auto",  # noqa: A002  the name of the setting
+    columns: Mapping[str, str] | None = None,
     text_column: str | None = None,
     on_bad_row: OnBadRow = "raise",
     num_proc: int = 1,
@@ -41,6 +45,7 @@ def build_blocks(
     max_bytes: int | None = None,
     progress: Progress | None = None,
     dataset_name: str | None = None,
+    documents: Documents = "whole",
     lease_seconds: float = LEASE_SECONDS,
 ) -> BlockManifest:
     """Streams ``source`` into the blocks of a dataset and returns its manifest; what is complete is returned at once.
@@ -55,18 +60,25 @@ def build_blocks(
     directory or a URI of a store; without it the dataset goes to the datastore of the running flow, outside of
     flows to the user's cache directory, under a key of its own.
 
+    ``format`` is that of the rows: ``auto``, ``text``, ``messages``, ``sharegpt``, ``prompt_completion``, ``alpaca`` or
+    one of your own, ``columns`` names the column of each of its roles, ``text_column`` that of a format with one (see
+    ``detect_format``). Rows are stored as they are; the format decides which of them are blank or unusable.
+
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
-    ones; ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
+    ones; ``documents`` makes each document one row (``"whole"``), or each page of a PDF (``"pages"``);
+    ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
     processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
-    ahead); the result does not depend on it. Raises ``ConfigError`` when the text column is unclear (before anything
+    ahead); the result does not depend on it. Raises ``FormatError`` when the format is not certain (before anything
     is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
     """
     if num_proc < 1:
         raise ConfigError(f"num_proc must be at least 1, got {num_proc}.")
-    opened = open_source(source)
+    opened = open_source(source, documents=documents)
     spec = plan_dataset(
         opened,
         samples_per_block=samples_per_block,
+        format=format,
+        columns=columns,
         text_column=text_column,
         on_bad_row=on_bad_row,
         ascii_only=ascii_only,
@@ -91,6 +103,7 @@ def process_raw_dataset_to_blocks(
     on_bad_row: OnBadRow = "raise",
     num_proc: int = 1,
     progress: Progress | None = None,
+    documents: Documents = "whole",
 ) -> BlockManifest:
     """``build_blocks`` of a local file or directory, under a name of your choice."""
     return build_blocks(
@@ -102,6 +115,7 @@ def process_raw_dataset_to_blocks(
         num_proc=num_proc,
         progress=progress,
         dataset_name=dataset_name,
+        documents=documents,
     )
 
 
@@ -109,6 +123,8 @@ def plan_dataset(
     source: Source,
     *,
     samples_per_block: int,
+    format: str = "auto",  # noqa: A002  the name of the setting
+    columns: Mapping[str, str] | None = None,
     text_column: str | None = None,
     on_bad_row: OnBadRow = "raise",
     ascii_only: bool = False,
@@ -116,8 +132,12 @@ def plan_dataset(
     max_rows: int | None = None,
     max_bytes: int | None = None,
     dataset_name: str | None = None,
+    documents: Documents | None = None,
 ) -> DatasetSpec:
-    """What will be built, decided before anything is written. Raises ``ConfigError``."""
+    """What will be built, decided before anything is written.
+
+    ``documents`` is what the source was opened with. Raises ``ConfigError``, also when it is not that.
+    """
     spec = check_settings(
         DatasetSpec(
             dataset_name=dataset_name or source.name,
@@ -125,19 +145,46 @@ def plan_dataset(
             source_digest=source.source_digest,
             commit_hash=source.commit_hash,
             block_size=samples_per_block,
-            text_column=text_column,
             ascii_only=ascii_only,
             compression=compression,
             on_bad_row=on_bad_row,
             max_rows=max_rows,
             max_bytes=max_bytes,
+            **_document_settings(source, documents),
         )
     )
     rows = source.first_rows()
     if not rows:
         return spec
-    column = find_text_column(rows, named=text_column, where=source.source.removeprefix("file:"))
-    return msgspec.structs.replace(spec, text_column=column)
+    found = resolve_format(
+        rows,
+        format=format,
+        columns=columns,
+        text_column=text_column,
+        where=source.source.removeprefix("file:"),
+    )
+    return with_format(spec, found)
+
+
+def with_format(spec: DatasetSpec, form: DetectedFormat) -> DatasetSpec:
+    """The specification of a dataset whose rows have this format."""
+    columns = {} if form.name == "text" else dict(form.columns)
+    return msgspec.structs.replace(spec, text_column=form.main_column, format=form.name, columns=columns)
+
+
+def _document_settings(source: Source, documents: Documents | None) -> dict[str, Any]:
+    """The fields of a ``DatasetSpec`` by which documents become rows; none for a source without documents."""
+    if not isinstance(source, FileSource):
+        return {}
+    if documents not in (None, source.documents):
+        raise ConfigError(
+            f"documents is {documents!r}, but the source was opened with {source.documents!r}. Give open_source the same."
+        )
+    formats = {document_format(file.name) for file in source.files} - {None}
+    return {
+        "documents": source.documents if ".pdf" in formats else None,
+        "document_rules": DOCUMENT_RULES if formats else None,
+    }
 
 
 def write_dataset(

@@ -13,6 +13,8 @@ from typing import Any, Final, cast
 import msgspec
 import numpy as np
 
+from metaflow_hf.data.formats import DetectedFormat, RowProblem
+from metaflow_hf.data.formats.examples import contents
 from metaflow_hf.data.line_texts import LineTexts
 from metaflow_hf.data.manifest import OnBadRow
 from metaflow_hf.data.rows import (
@@ -43,21 +45,34 @@ _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 class RowEncoder:
     """Turns input rows into lines, by the rules of one dataset."""
 
-    def __init__(self, text_column: str, *, ascii_only: bool = False, on_bad_row: OnBadRow = "raise") -> None:
+    def __init__(
+        self,
+        text_column: str,
+        *,
+        form: DetectedFormat | None = None,
+        ascii_only: bool = False,
+        on_bad_row: OnBadRow = "raise",
+    ) -> None:
         self._text_column = text_column
+        # Rows of other formats than text are read one by one.
+        self._form = form if form is not None and form.name != "text" else None
         self._ascii_only = ascii_only
         self._on_bad_row = on_bad_row
         self._decode = msgspec.json.Decoder(dict[str, Any]).decode
         self._texts_of = LineTexts(text_column)
         encoder = msgspec.json.Encoder()
         self._encode, self._encode_lines = encoder.encode, encoder.encode_lines
-        self.append_plain = _appender(text_column, encoder.encode_into)
+        self.append_plain = _appender(text_column, encoder.encode_into) if self._form is None else _no_line
 
     def encode(self, batch: InputRows | InputLines) -> EncodedRows:
         """Raises ``BadRowError`` naming file, row and column, unless bad rows are to be skipped."""
-        kept = (
-            self._keep_good_lines(batch) if isinstance(batch, InputLines) else self._encode_plain_rows(batch)
-        )
+        kept = None
+        if self._form is None:
+            kept = (
+                self._keep_good_lines(batch)
+                if isinstance(batch, InputLines)
+                else self._encode_plain_rows(batch)
+            )
         if kept is not None:
             return kept
         first, name, is_line = batch.first_row, batch.name, isinstance(batch.after, AfterLine)
@@ -92,7 +107,7 @@ class RowEncoder:
 
         All at once, which is several times faster than row by row.
         """
-        if self._ascii_only or set(map(type, rows)) != {dict}:
+        if self._form is not None or self._ascii_only or set(map(type, rows)) != {dict}:
             return None
         try:
             texts = list(map(itemgetter(self._text_column), cast("Sequence[dict[str, Any]]", rows)))
@@ -152,10 +167,10 @@ class RowEncoder:
             row = self._decode(stripped)
         except _NOT_JSON as error:
             raise _Refused(f"not a JSON object: {error}") from error
-        return stripped if self._has_text(row.get(self._text_column)) else None
+        return stripped if self._has_content(row) else None
 
     def _encode_values(self, row: Mapping[str, Any]) -> bytes | None:
-        if not self._has_text(row.get(self._text_column)):
+        if not self._has_content(row):
             return None
         if not _PLAIN.issuperset(map(type, row.values())):
             for column, value in row.items():
@@ -165,15 +180,24 @@ class RowEncoder:
         except (TypeError, ValueError, RecursionError, OverflowError) as error:
             raise _Refused(f"column {self._culprit(row)!r} cannot be stored as JSON: {error}") from error
 
+    def _has_content(self, row: Mapping[str, Any]) -> bool:
+        if self._form is None:
+            return self._has_text(row.get(self._text_column))
+        try:
+            example = self._form.example(row)
+        except RowProblem as problem:
+            raise _Refused(str(problem)) from problem
+        if example is None:
+            return False
+        return not self._ascii_only or self._encode(contents(example)).isascii()
+
     def _has_text(self, text: Any) -> bool:
         if isinstance(text, str):
             if not text or (text[0] in BLANKS and not text.strip(BLANKS)):
                 return False
             return not self._ascii_only or text.isascii()
-        if text is None or text == []:
+        if text is None:
             return False
-        if isinstance(text, list) and all(isinstance(m, dict) for m in text):
-            return not self._ascii_only or self._encode(text).isascii()
         raise _Refused(f"column {self._text_column!r} holds {type(text).__name__} instead of text")
 
     def _culprit(self, row: Mapping[str, Any]) -> str:
@@ -209,6 +233,10 @@ def _appender(
         return 0
 
     return append_plain
+
+
+def _no_line(_row: dict[str, Any], _lines: bytearray, _at: int) -> int:
+    return 0
 
 
 class _Refused(Exception):  # noqa: N818  never leaves this module

@@ -1,14 +1,16 @@
 """How long the texts of a dataset are, in characters and in tokens."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
 
+from metaflow_hf.data.formats import Conversation, DetectedFormat, RowProblem
+from metaflow_hf.data.formats.examples import show
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.data.manifest import BlockManifest
-from metaflow_hf.data.tokens import encode_rows
+from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import ConfigError
 
 PERCENTILES: Final = (0, 1, 5, 25, 50, 75, 95, 99, 100)
@@ -46,11 +48,11 @@ def measure_lengths(
         raise ConfigError(f"max_rows must be at least 1, got {max_rows}.")
     characters: list[int] = []
     tokens: list[int] = []
+    encoder = None if tokenizer is None else ExampleEncoder(tokenizer, blocks.format, loss_on="all")
     for rows in _slices(blocks, max_rows):
-        characters += [_length(row.get(blocks.text_column)) for row in rows]
-        if tokenizer is not None:
-            documents = encode_rows(rows, tokenizer, text_column=blocks.text_column, loss_on="all")
-            tokens += [len(document.input_ids) for document in documents]
+        characters += [_length(row, blocks.format) for row in rows]
+        if encoder is not None:
+            tokens += [len(example.input_ids) for example in encoder.encode(rows)]
     return Lengths.of(characters), None if tokenizer is None else Lengths.of(tokens)
 
 
@@ -78,7 +80,11 @@ def _count(manifest: BlockManifest, max_rows: int, slices: int) -> int:
     return min(slices, -(-max_rows // SLICE_ROWS))
 
 
-def _length(value: Any) -> int:
-    if isinstance(value, list):
-        return sum(len(str(message.get("content") or "")) for message in value if isinstance(message, dict))
-    return len(str(value or ""))
+def _length(row: Mapping[str, Any], form: DetectedFormat) -> int:
+    try:
+        example = form.example(row)
+    except RowProblem:
+        return 0
+    if isinstance(example, Conversation):
+        return sum(len(message["content"]) for message in example.messages)
+    return 0 if example is None else len(show(example))

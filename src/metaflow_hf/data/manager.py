@@ -13,10 +13,10 @@ from typing import Any, Self, SupportsIndex
 
 import msgspec
 
-from metaflow_hf.data.columns import find_text_column
 from metaflow_hf.data.foreign import load_index
+from metaflow_hf.data.formats import DetectedFormat, resolve_format
 from metaflow_hf.data.growth import GrowingBlocks, not_complete
-from metaflow_hf.data.manifest import BlockEntry, BlockManifest, OnBadRow
+from metaflow_hf.data.manifest import BlockEntry, BlockManifest, Documents, OnBadRow
 from metaflow_hf.data.order import Chunk
 from metaflow_hf.data.places import open_blocks
 from metaflow_hf.data.reader import BlockReader
@@ -57,9 +57,10 @@ class BlockManager:
     is read ahead in a thread. Thread-safe. Out of range raises ``IndexError``, damage ``IntegrityError`` naming
     the block's file; ``None`` is never an answer.
 
-    ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built (see ``build_blocks``); blocks
-    built without ``ascii_only`` are refused with it. ``text_column`` is found by name and type unless named
-    (``ConfigError`` lists the columns).
+    ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built, ``documents`` says what a row of a
+    PDF is (see ``build_blocks``); blocks built without ``ascii_only`` are refused with it. The format of the rows is
+    found by their columns unless ``format``, ``columns`` or ``text_column`` name it (``FormatError`` lists the columns):
+    ``.format`` is what was found, ``.text_column`` its main column.
     """
 
     def __init__(
@@ -69,11 +70,14 @@ class BlockManager:
         dataset_chunk_size: int = 4_000,
         *,
         ascii_only: bool = False,
+        format: str = "auto",  # noqa: A002  the name of the setting
+        columns: Mapping[str, str] | None = None,
         text_column: str | None = None,
         cache_dir: str | Path | None = None,
         enable_prefetch: bool = True,
         on_bad_row: OnBadRow = "raise",
         max_rows: int | None = None,
+        documents: Documents = "whole",
     ) -> None:
         _check_chunk_size(dataset_chunk_size)
         self.dataset_chunk_size = index(dataset_chunk_size)
@@ -83,15 +87,19 @@ class BlockManager:
             cache_dir,
             samples_per_block=samples_per_block,
             ascii_only=ascii_only,
+            format=format,
+            columns=columns,
             text_column=text_column,
             on_bad_row=on_bad_row,
             max_rows=max_rows,
+            documents=documents,
         )
         if ascii_only and not self._known.manifest.ascii_only:
             raise ConfigError(
                 f"{self._store.uri} was built without ascii_only: build it again with it, or read all of it."
             )
-        self.text_column = self._find_text_column(text_column)
+        self.format = self.format_as(format=format, columns=columns, text_column=text_column)
+        self.text_column = self.format.main_column
         self._reader = BlockReader(
             self._store, partial(load_index, self._store), text_column=self.text_column
         )
@@ -188,6 +196,31 @@ class BlockManager:
             chunk = Chunk(block_id, -1, start, stop)
         return self._reader.rows(entry, start, stop, chunk=chunk)
 
+    def format_as(
+        self,
+        *,
+        format: str = "auto",  # noqa: A002  the name of the setting
+        columns: Mapping[str, str] | None = None,
+        text_column: str | None = None,
+    ) -> DetectedFormat:
+        """The format that is named, else the one that the dataset was built with, else what its first rows say.
+
+        Raises ``FormatError`` when it is not certain, or a column does not exist or holds something else.
+        """
+        manifest = self._known.manifest
+        is_named = format != "auto" or bool(columns) or text_column is not None
+        if not is_named and manifest.format is not None:
+            return DetectedFormat(
+                manifest.format, manifest.columns or {"text": manifest.text_column or "text"}
+            )
+        first = next((block for block in manifest.blocks if block.sample_count), None)
+        if first is None:
+            return DetectedFormat("text", {"text": text_column or manifest.text_column or "text"})
+        reader = BlockReader(self._store, partial(load_index, self._store), text_column="text")
+        rows = reader.chunk_rows(first, 0, min(first.sample_count, 100))
+        named = text_column if is_named else manifest.text_column
+        return resolve_format(rows, format=format, columns=columns, text_column=named, where=self._store.uri)
+
     def close(self) -> None:
         """Stops reading ahead and building; idempotent. What is committed can still be read."""
         with self._lock:
@@ -267,17 +300,6 @@ class BlockManager:
         later = islice(manifest.blocks, chunk.block_id + 1, None)
         block = next((block for block in later if block.sample_count), None)
         return None if block is None else self._chunk(block, 0, size)
-
-    def _find_text_column(self, named: str | None) -> str:
-        manifest = self._known.manifest
-        if named is None and manifest.text_column:
-            return manifest.text_column
-        first = next((block for block in manifest.blocks if block.sample_count), None)
-        if first is None:
-            return named or manifest.text_column or "text"
-        reader = BlockReader(self._store, partial(load_index, self._store), text_column="text")
-        rows = reader.chunk_rows(first, 0, min(first.sample_count, 100))
-        return find_text_column(rows, named=named, where=self._store.uri)
 
 
 def _check_chunk_size(chunk_size: object) -> None:

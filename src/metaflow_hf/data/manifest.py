@@ -17,13 +17,16 @@ from typing import Any, Final, Literal, Self
 
 import msgspec
 
+from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.errors import DatasetMismatch
 from metaflow_hf.store.objects import encode_json
 
 SCHEMA: Final = 1
+# Fields of a ``DatasetSpec`` that its digest leaves out when they are ``None``.
 _SHARD_BLOCK: Final = re.compile(r"shards/\d+/blocks/[^/]+")
 
 OnBadRow = Literal["raise", "skip"]
+Documents = Literal["whole", "pages"]
 Compression = Literal["zstd"]
 
 
@@ -39,11 +42,17 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     state: dict[str, Any] | None = None
 
 
+_LATER: Final[dict[str, Any]] = {"format": "text", "columns": {}, "documents": None, "document_rules": None}
+
+
 class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the bytes of a dataset, and nothing else.
 
     ``source_digest`` stands for the names, sizes and checksums of local files; a hub's commit needs none.
-    ``by_shard`` says that no block spans two files of the source (see ``sharded``).
+    ``by_shard`` says that no block spans two files of the source (see ``sharded``). ``format`` and ``columns`` (role ->
+    column) say which rows have content; of plain texts ``text_column`` does.
+    ``documents`` says what a row of a PDF is, and ``document_rules`` by which version of the rules text is taken out of
+    documents; both are ``None`` for sources whose rows they do not change.
     """
 
     dataset_name: str
@@ -58,9 +67,22 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int | None = None
     max_bytes: int | None = None
     by_shard: bool = False
+    format: str = "text"
+    columns: dict[str, str] = {}
+    documents: Documents | None = None
+    document_rules: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+        """The fields; those that were added later only where they say something, so that digests stay."""
+        values = {field: getattr(self, field) for field in self.__struct_fields__}
+        return {
+            field: value for field, value in values.items() if field not in _LATER or value != _LATER[field]
+        }
+
+    @property
+    def detected(self) -> DetectedFormat:
+        """The format of the rows, with its columns."""
+        return DetectedFormat(self.format, self.columns or {"text": self.text_column or "text"})
 
     def digest(self) -> str:
         return hashlib.sha256(encode_json(self.to_json())).hexdigest()
@@ -133,6 +155,8 @@ class BlockManifest(msgspec.Struct, frozen=True, kw_only=True):
     compression: Compression | None = None
     spec_digest: str = ""
     digest: str = ""
+    format: str | None = None
+    columns: dict[str, str] = {}
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -159,6 +183,8 @@ class BlockManifest(msgspec.Struct, frozen=True, kw_only=True):
             compression=spec.compression,
             spec_digest=spec.digest(),
             digest=content_digest(blocks),
+            format=spec.format if spec.text_column else None,
+            columns=spec.columns,
         )
 
 

@@ -41,7 +41,7 @@ def build_metered(
     """
     if into_datastore and output_dir is not None:
         raise ConfigError("give either an output directory or the datastore, not both.")
-    opened = open_source(source)
+    opened = open_source(source, documents=settings.get("documents", "whole"))
     spec = plan_dataset(opened, **settings)
     key = f"datasets/{dataset_key(spec)}"
     if output_dir is not None:

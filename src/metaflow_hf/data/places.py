@@ -39,7 +39,7 @@ def open_blocks(
         store = _blocks_at(str(dataset_path))
         if store is not None:
             return store, _stored(store)
-    source = open_source(dataset_path)
+    source = open_source(dataset_path, documents=settings.get("documents", "whole"))
     spec = plan_dataset(source, **settings)
     store = open_store(cache_dir).child(dataset_key(spec)) if cache_dir else default_store(spec)
     return store, GrowingBlocks(source, spec, store)

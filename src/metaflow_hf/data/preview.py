@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from metaflow_hf.data.batches import Piece, encode_rows, make_batches, pieces
+from metaflow_hf.data.batches import Piece, make_batches, pieces
 from metaflow_hf.data.manager import BlockManager
+from metaflow_hf.data.manifest import Documents
 from metaflow_hf.data.stored import find_dataset
-from metaflow_hf.data.tokens import LossOn
+from metaflow_hf.data.tokens import ExampleEncoder, LossOn
 from metaflow_hf.errors import SelectionError
 
 
@@ -63,22 +64,26 @@ def preview_batch(
     packing: bool = True,
     loss_on: LossOn = "assistant",
     text_column: str | None = None,
+    documents: Documents = "whole",
 ) -> PreviewedBatch:
     """Batch ``number`` of those that ``rows`` rows of a block make, from row ``start`` on, in the order of the file.
 
     ``dataset`` is a directory, URI or key of a dataset of blocks, or a source, of which only what is needed is built.
+    ``documents`` says what a row of a PDF of such a source is.
     Raises ``SelectionError`` for rows or a batch that do not exist, and whatever encoding the rows raises.
     """
     stored = find_dataset(dataset)
-    with BlockManager(stored or dataset, text_column=text_column, enable_prefetch=False) as blocks:
+    with BlockManager(
+        stored or dataset, text_column=text_column, documents=documents, enable_prefetch=False
+    ) as blocks:
         try:
             stop = min(start + rows, blocks.get_block(block_id).total_samples)
             chosen = blocks.read_rows(block_id, start, stop)
         except IndexError as error:
             raise SelectionError(str(error)) from error
-        documents = encode_rows(chosen, tokenizer, text_column=blocks.text_column, loss_on=loss_on)
+        encoded = ExampleEncoder(tokenizer, blocks.format, loss_on=loss_on).encode(chosen)
     batches = make_batches(
-        documents,
+        encoded,
         sequence_length=sequence_length,
         batch_size=batch_size,
         packing=packing,

@@ -67,7 +67,7 @@ def _plain(source: Source) -> FileSource | None:
     """The files of a source, without what else this process does with it; ``None`` if they cannot be sent."""
     if not isinstance(source, FileSource):
         return None
-    plain = FileSource(name=source.name, source=source.source, files=source.files)
+    plain = FileSource(name=source.name, source=source.source, files=source.files, documents=source.documents)
     try:
         pickle.dumps(plain)
     except (TypeError, AttributeError, pickle.PicklingError):

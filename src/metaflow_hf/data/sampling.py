@@ -43,7 +43,7 @@ def sample_dataset(
     """
     if (key := find_stored(location, datastore)) is not None:
         return _built(datastore.child(key))
-    source = open_source(location)
+    source = open_source(location, documents=settings.get("documents", "whole"))
     spec = plan_dataset(source, **settings)
     finished = datastore.child(f"datasets/{dataset_key(spec)}")
     if (manifest := read_manifest(finished)) is not None and manifest.is_complete:

@@ -72,7 +72,7 @@ class ShardedDataset:
             raise ConfigError(
                 f"{' and '.join(limits)}: a dataset by shards is always whole; use build_blocks."
             )
-        source = open_source(location)
+        source = open_source(location, documents=settings.get("documents", "whole"))
         spec = msgspec.structs.replace(plan_dataset(source, **settings), by_shard=True)
         pinned = f"{source.source}@{source.commit_hash}" if source.commit_hash else str(location)
         return cls(location=pinned, spec=spec, sizes=tuple(map(_size, shards_of(source))))
@@ -182,7 +182,7 @@ class ShardedDataset:
         return manifest
 
     def _open_shards(self) -> list[Source]:
-        source = open_source(self.location)
+        source = open_source(self.location, documents=self.spec.documents or "whole")
         seen = (source.source, source.source_digest, source.commit_hash)
         shards = shards_of(source)
         planned = (self.spec.source, self.spec.source_digest, self.spec.commit_hash)

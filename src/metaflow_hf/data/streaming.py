@@ -9,8 +9,9 @@ from typing import Any, Final, Self, cast
 import msgspec
 import numpy as np
 
-from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.build import with_format
 from metaflow_hf.data.encoding import RowEncoder
+from metaflow_hf.data.formats import resolve_format
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.records import read_commit, read_completion
 from metaflow_hf.data.rows import AfterRow, EncodedRows, line_ends
@@ -34,8 +35,8 @@ class StreamingBlockWriter:
     raises, what is committed stays and the dataset stays incomplete; so it is when rows could not be stored. A second
     writer of the same directory waits until the first is gone, however it went.
 
-    ``text_column`` is found in the first row unless it is named. ``max_rows`` and ``max_bytes`` (of JSON lines)
-    end the dataset early; later rows are ignored. Raises ``ConfigError`` for a first row without a text column,
+    The format of the rows is found in the first one, unless ``format``, ``columns`` or ``text_column`` name it. ``max_rows`` and ``max_bytes`` (of JSON lines)
+    end the dataset early; later rows are ignored. Raises ``FormatError`` for a first row whose format is not certain,
     and ``DatasetMismatch`` when the directory holds another dataset. For use by one thread.
     """
 
@@ -45,6 +46,8 @@ class StreamingBlockWriter:
         dataset_name: str,
         samples_per_block: int = 100_000,
         *,
+        format: str = "auto",  # noqa: A002  the name of the setting
+        columns: Mapping[str, str] | None = None,
         text_column: str | None = None,
         compression: Compression | None = None,
         max_rows: int | None = None,
@@ -57,13 +60,13 @@ class StreamingBlockWriter:
                 dataset_name=dataset_name,
                 source="rows",
                 block_size=samples_per_block,
-                text_column=text_column,
                 compression=compression,
                 on_bad_row=on_bad_row,
                 max_rows=max_rows,
                 max_bytes=max_bytes,
             )
         )
+        self._settings: dict[str, Any] = {"format": format, "columns": columns, "text_column": text_column}
         self._store = open_store(output_dir)
         lease = hold_lease(self._store, ttl=lease_seconds)
         assert lease is not None, "without a condition to wait for, the lease is ours in the end"
@@ -81,9 +84,9 @@ class StreamingBlockWriter:
         self._encoder: RowEncoder | None = None
         self._append_plain: Callable[[dict[str, Any], bytearray, int], int] = _no_line
         try:
-            column = text_column or _stored_text_column(self._store)
-            if column is not None:
-                self._begin(column)
+            stored = _stored_spec(self._store)
+            if stored is not None and stored.text_column is not None:
+                self._begin(stored)
         except BaseException:
             lease.release()
             raise
@@ -145,7 +148,8 @@ class StreamingBlockWriter:
         values: Mapping[str, Any] = {"text": row} if isinstance(row, str) else row
         encoder = self._encoder
         if encoder is None:
-            encoder = self._begin(find_text_column([values], named=None, where=self._spec.dataset_name))
+            found = resolve_format([values], where=self._spec.dataset_name, **self._settings)
+            encoder = self._begin(with_format(self._spec, found))
         line = encoder.encode_row(values, self._spec.dataset_name, self.next_cursor)
         if line is None:
             self._skips.append(len(self._ends) - 1)
@@ -169,7 +173,7 @@ class StreamingBlockWriter:
             )
         try:
             if self._writer is None:
-                self._begin(None)
+                self._begin(self._spec)
             self._flush()
             writer = self._writer
             assert writer is not None
@@ -195,12 +199,15 @@ class StreamingBlockWriter:
         else:
             self.abort()
 
-    def _begin(self, text_column: str | None) -> RowEncoder:
-        spec = msgspec.structs.replace(self._spec, text_column=text_column)
+    def _begin(self, form: DatasetSpec) -> RowEncoder:
+        """Begins to write rows of the format of a specification."""
+        spec = msgspec.structs.replace(
+            self._spec, text_column=form.text_column, format=form.format, columns=form.columns
+        )
         self._writer = DatasetWriter(self._store, spec, lease=self._lease)
         self._first = self._writer.cursor.row
         self._block_room = self._writer.block_room
-        self._encoder = RowEncoder(text_column or "text", on_bad_row=spec.on_bad_row)
+        self._encoder = RowEncoder(spec.text_column or "text", form=spec.detected, on_bad_row=spec.on_bad_row)
         self._append_plain = self._encoder.append_plain
         return self._encoder
 
@@ -240,9 +247,9 @@ def _no_line(_row: dict[str, Any], _lines: bytearray, _at: int) -> int:
     return 0
 
 
-def _stored_text_column(store: ObjectStore) -> str | None:
+def _stored_spec(store: ObjectStore) -> DatasetSpec | None:
     completion = read_completion(store)
     if completion is not None:
-        return completion.spec.text_column
+        return completion.spec
     commit = read_commit(store, 0)
-    return commit.spec.text_column if commit is not None else None
+    return commit.spec if commit is not None else None

@@ -1,11 +1,23 @@
-"""Rows -> documents of tokens with labels, the same on every machine."""
+"""Rows -> examples of tokens with labels, the same on every machine."""
 
+import copy
+import datetime as dt
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from metaflow_hf.data.chat import Conversation, Transcript, transcribe
+from metaflow_hf.data.chat import ChatTemplate, Transcript, read_chat_template, transcribe
+from metaflow_hf.data.formats import (
+    Conversation,
+    DetectedFormat,
+    Example,
+    Instruction,
+    PromptCompletion,
+    RowProblem,
+    detect_format,
+)
 from metaflow_hf.errors import BadRowError
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -16,117 +28,257 @@ LossOn = Literal["assistant", "all"]
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """The tokens of one row; ``labels`` has the length of ``input_ids``."""
+class EncodedExample:
+    """Tokens of one row; ``labels`` has the length of ``input_ids``: the token where it carries loss, else -100.
+
+    Labels are not shifted. ``row`` is the index of the row that it is of. ``is_ended`` says that nothing is to be put
+    behind it any more.
+    """
 
     input_ids: Sequence[int]
     labels: Sequence[int]
+    row: int = 0
+    is_ended: bool = False
 
-    def cut(self, start: int, stop: int) -> "Document":
+    def cut(self, start: int, stop: int) -> "EncodedExample":
         """Tokens ``[start, stop)`` of it."""
-        return Document(self.input_ids[start:stop], self.labels[start:stop])
+        is_ended = self.is_ended and stop >= len(self.input_ids)
+        return EncodedExample(self.input_ids[start:stop], self.labels[start:stop], self.row, is_ended)
+
+    @property
+    def num_labels(self) -> int:
+        """How many tokens carry loss."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
 
 
-def encode_rows(
-    rows: Sequence[Mapping[str, Any] | str],
+class ExampleEncoder:
+    """Turns rows of one format into tokens, for one tokenizer.
+
+    ``tokenizer`` is a transformers tokenizer. It adds to a text what it adds by default (one beginning, also where the
+    text brings its own), and special tokens that are spelled out in a text become these tokens. Conversations are
+    rendered by its chat template. Each example ends with the end-of-sequence token, which is learned where what is
+    before it is, unless it ends with it already.
+
+    With ``loss_on="all"`` everything is learned, otherwise answers: turns of the assistant, completions, outputs.
+    ``template_date`` is the date that templates print which ask for the current one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        form: DetectedFormat,
+        *,
+        loss_on: LossOn = "assistant",
+        on_bad_row: Literal["raise", "skip"] = "raise",
+        template_date: dt.date | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.format = form
+        self._learn_all = loss_on == "all"
+        self._on_bad_row = on_bad_row
+        self._template = ChatTemplate(tokenizer, date=template_date)
+        # How many rows were skipped, by reason, and how many examples lost the thoughts of their turns.
+        self.skipped: Counter[str] = Counter()
+        self.without_thoughts = 0
+
+    @property
+    def skips_bad_rows(self) -> bool:
+        """Whether rows that cannot be used are skipped instead of refused."""
+        return self._on_bad_row == "skip"
+
+    def encode(
+        self, rows: Iterable[Mapping[str, Any]], *, name_row: Callable[[int], str] = "row {}".format
+    ) -> list[EncodedExample]:
+        """The examples of rows, in order; rows without content give none, some conversations several.
+
+        Raises ``BadRowError`` for a row that cannot be used, named by ``name_row(index)``; with ``on_bad_row="skip"``
+        such rows give nothing, and are counted and logged.
+        """
+        transcripts: list[Transcript] = []
+        numbers: list[int] = []
+        for number, row in enumerate(rows):
+            try:
+                example = self.format.example(row)
+                rendered = [] if example is None else self.render(example)
+            except RowProblem as problem:
+                message = f"{name_row(number)}: {problem}."
+                if self._on_bad_row == "raise":
+                    raise BadRowError(message, row=number) from problem
+                self.skipped[_reason(problem)] += 1
+                logger.warning(f"left out of training: {message}")
+                continue
+            if example is None:
+                self.skipped["blank"] += 1
+            self._count_thoughts(rendered)
+            transcripts += rendered
+            numbers += [number] * len(rendered)
+        encoded = self.tokenize(transcripts)
+        return [replace(one, row=number) for one, number in zip(encoded, numbers, strict=True)]
+
+    def _count_thoughts(self, rendered: Sequence[Transcript]) -> None:
+        lost = sum(not one.has_thoughts for one in rendered)
+        if lost and not self.without_thoughts:
+            logger.warning(
+                "the chat template leaves thoughts of the assistant out, so they are not trained: set data.chat_template "
+                "to one that keeps them"
+            )
+        self.without_thoughts += lost
+
+    def render(self, example: Example) -> list[Transcript]:
+        """What an example says as text, with the parts that are learned. Raises ``RowProblem``."""
+        if isinstance(example, Instruction):
+            example = example.as_conversation() if self._template else example.as_prompt()
+        if isinstance(example, Conversation):
+            if not self._template:
+                raise RowProblem(
+                    "it is a conversation, but the tokenizer of this model has no chat template: take a model with one, "
+                    "or set data.chat_template"
+                )
+            return transcribe(example, self._template, learn_all=self._learn_all)
+        prompt = example.prompt if isinstance(example, PromptCompletion) else ""
+        text = prompt + (example.completion if isinstance(example, PromptCompletion) else example)
+        start = 0 if self._learn_all else len(prompt)
+        return [Transcript(text, ((start, len(text)),), adds_special_tokens=True)]
+
+    def tokenize(self, transcripts: Sequence[Transcript]) -> list[EncodedExample]:
+        """The tokens of rendered texts, in order."""
+        # In batches, because fast tokenizers work on those in parallel.
+        found: list[EncodedExample | None] = [None] * len(transcripts)
+        for special in (True, False):
+            for whole in (True, False):
+                numbers = [
+                    number
+                    for number, one in enumerate(transcripts)
+                    if one.adds_special_tokens == special and _is_whole(one) == whole
+                ]
+                chosen = [transcripts[number] for number in numbers]
+                for number, example in zip(numbers, self._tokenize(chosen, special, whole), strict=True):
+                    found[number] = example
+        return [example for example in found if example is not None]
+
+    def _tokenize(self, chosen: Sequence[Transcript], special: bool, whole: bool) -> list[EncodedExample]:
+        if not chosen:
+            return []
+        texts = [one.text for one in chosen]
+        if not whole and not getattr(self.tokenizer, "is_fast", False):
+            return [self._tokenize_in_pieces(one) for one in chosen]
+        encoded = self.tokenizer(
+            texts, add_special_tokens=special, return_offsets_mapping=not whole, verbose=False
+        )
+        all_ids = encoded["input_ids"]
+        if whole:
+            labels = all_ids
+        else:
+            labels = [
+                [
+                    token if one.is_learned(*place) else IGNORE_INDEX
+                    for token, place in zip(ids, places, strict=True)
+                ]
+                for one, ids, places in zip(chosen, all_ids, encoded["offset_mapping"], strict=True)
+            ]
+        return [
+            self._ended(one, ids, learned) for one, ids, learned in zip(chosen, all_ids, labels, strict=True)
+        ]
+
+    def _tokenize_in_pieces(self, one: Transcript) -> EncodedExample:
+        """For a tokenizer that does not say where its tokens lie: a prompt and its completion, one after the other."""
+        start = one.learned[0][0]
+        prompt = self.tokenizer(one.text[:start], verbose=False)["input_ids"]
+        if prompt and prompt[-1] == self.tokenizer.eos_token_id:
+            prompt = prompt[:-1]
+        completion = self.tokenizer(one.text[start:], add_special_tokens=False, verbose=False)["input_ids"]
+        return self._ended(one, [*prompt, *completion], [*[IGNORE_INDEX] * len(prompt), *completion])
+
+    def _ended(self, one: Transcript, ids: Sequence[int], labels: Sequence[int]) -> EncodedExample:
+        """With one beginning, where the tokenizer has one, and one end."""
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if one.adds_special_tokens:
+            # A text that was rendered for this model brings its beginning, or its end, along.
+            if (
+                begin is not None
+                and ids[:2] == [begin, begin]
+                and not one.text.startswith(self.tokenizer.bos_token * 2)
+            ):
+                ids, labels = ids[1:], labels[1:]
+            if (
+                end is not None
+                and ids[-2:] == [end, end]
+                and not one.text.endswith(self.tokenizer.eos_token * 2)
+            ):
+                ids, labels = ids[:-1], labels[:-1]
+        if end is None or not ids:
+            return EncodedExample(ids, labels, is_ended=bool(ids))
+        if self._ends(one.text, ids, end):
+            if ids[-1] == end and labels[-1] == IGNORE_INDEX and one.ends_learned:
+                labels = [*labels[:-1], end]
+            return EncodedExample(ids, labels, is_ended=True)
+        label = end if one.ends_learned else IGNORE_INDEX
+        return EncodedExample([*ids, end], [*labels, label], is_ended=True)
+
+    def _ends(self, text: str, ids: Sequence[int], end: int) -> bool:
+        """Whether the last token is the end, but for white space behind it."""
+        if ids[-1] == end or not text[-1:].isspace():
+            return ids[-1] == end
+        for token in reversed(ids):
+            if token == end:
+                return True
+            if self.tokenizer.decode([token]).strip():
+                return False
+        return False
+
+
+def encode_examples(
+    rows: Iterable[Mapping[str, Any]],
     tokenizer: Any,
     *,
-    text_column: str = "text",
+    format: str = "auto",  # noqa: A002  the name of the setting
+    columns: Mapping[str, str] | None = None,
+    chat_template: str | None = None,
     loss_on: LossOn = "assistant",
-    on_bad_row: Literal["raise", "skip"] = "raise",
-    name_row: Callable[[int], str] = "row {}".format,
-) -> list[Document]:
-    """One document per row with text, in order; rows without text give none.
+    max_length: int | None = None,
+) -> list[EncodedExample]:
+    """Rows as a training would encode them: one example per row, or one per turn where the chat template asks for it.
 
-    ``tokenizer`` is a transformers tokenizer. It adds to a text what it adds by default (one beginning, also where
-    the text brings its own), and special tokens that are spelled out in a text become these tokens. A row whose
-    ``text_column`` holds a list is a conversation: the chat template is applied, with the tools in the row's column
-    ``tools`` if there is one, and with ``loss_on="assistant"`` only what the assistant says (with the template's own
-    end of turn) carries labels.
+    Args:
+        rows: Rows as ``open_rows`` gives them. Rows without content give no example.
+        tokenizer: A transformers tokenizer.
+        format: ``auto``, the name of a row format, or ``module:attribute`` of one of your own.
+        columns: Role -> column name, for columns that are not named as usual.
+        chat_template: Jinja, a file, a directory with a tokenizer, or a name; default is the tokenizer's own.
+        loss_on: Whose words carry loss: ``assistant`` (also completions and outputs), or ``all``.
+        max_length: Longer examples are cut off there, in tokens.
 
-    Raises ``BadRowError`` for a value that is neither text nor a conversation that the template takes, named by
-    ``name_row(index)``; with ``on_bad_row="skip"`` such rows give no document and are logged.
+    Raises:
+        FormatError: when the format is not certain.
+        BadRowError: for a row that cannot be encoded, with its number as ``row``.
+        ConfigError: for a chat template that does not exist.
+
     """
-    items: list[str | Transcript] = []
-    for number, row in enumerate(rows):
-        try:
-            item = readable(row, tokenizer, text_column=text_column, loss_on=loss_on, name=name_row(number))
-        except BadRowError as error:
-            if on_bad_row == "raise":
-                raise
-            logger.warning(f"left out of training: {error}")
-            continue
-        if item is not None:
-            items.append(item)
-    return encode(items, tokenizer, loss_on=loss_on)
+    rows = list(rows)
+    if chat_template is not None:
+        text = read_chat_template(chat_template, tokenizer)
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = text
+    encoder = ExampleEncoder(tokenizer, detect_format(rows, format=format, columns=columns), loss_on=loss_on)
+    examples = encoder.encode(rows)
+    return examples if max_length is None else [example.cut(0, max_length) for example in examples]
 
 
-def readable(
-    row: Mapping[str, Any] | str, tokenizer: Any, *, text_column: str, loss_on: LossOn, name: str
-) -> str | Transcript | None:
-    """The text of a row, its conversation as the template renders it, or ``None`` without either."""
-    value = row if isinstance(row, str) else row.get(text_column)
-    if not value:
-        return None
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        conversation = Conversation.of_row(value, {} if isinstance(row, str) else row)
-        return transcribe(conversation, tokenizer, find_spoken=loss_on == "assistant", row=name)
-    raise BadRowError(
-        f"{name}: column {text_column!r} holds {type(value).__name__}, expected text or a list of messages."
-    )
+def end_example(example: EncodedExample, eos_token_id: int | None) -> EncodedExample:
+    """The example with the token that ends it, unless it has it already (or there is none).
 
-
-def encode(items: Sequence[str | Transcript], tokenizer: Any, *, loss_on: LossOn) -> list[Document]:
-    """The tokens of texts and of rendered conversations, in order."""
-    # In batches, because fast tokenizers work on those in parallel.
-    texts = iter(_encode_texts([item for item in items if isinstance(item, str)], tokenizer))
-    chats = iter(_encode_chats([item for item in items if not isinstance(item, str)], tokenizer, loss_on))
-    return [next(texts) if isinstance(item, str) else next(chats) for item in items]
-
-
-def _encode_texts(texts: Sequence[str], tokenizer: Any) -> list[Document]:
-    if not texts:
-        return []
-    encoded = tokenizer(texts, verbose=False)["input_ids"]
-    begin, spelled = tokenizer.bos_token_id, tokenizer.bos_token
-    documents = []
-    for text, ids in zip(texts, encoded, strict=True):
-        # A text that was rendered for this model brings its beginning along.
-        twice = begin is not None and ids[:2] == [begin, begin] and not text.startswith(spelled * 2)
-        kept = ids[1:] if twice else ids
-        documents.append(Document(kept, kept))
-    return documents
-
-
-def _encode_chats(chats: Sequence[Transcript], tokenizer: Any, loss_on: LossOn) -> list[Document]:
-    if not chats:
-        return []
-    some = loss_on == "assistant"
-    encoded = tokenizer(
-        [chat.text for chat in chats], add_special_tokens=False, return_offsets_mapping=some, verbose=False
-    )
-    if not some:
-        return [Document(ids, ids) for ids in encoded["input_ids"]]
-    return [
-        Document(
-            ids,
-            [
-                token if chat.is_spoken(*place) else IGNORE_INDEX
-                for token, place in zip(ids, places, strict=True)
-            ],
-        )
-        for chat, ids, places in zip(chats, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    ]
-
-
-def end_document(document: Document, eos_token_id: int | None) -> Document:
-    """The document with the token that ends it, unless it has it already (or there is none).
-
-    In a conversation that token carries loss only if what is before it does.
+    That token carries loss only if what is before it does.
     """
-    if eos_token_id is None or document.input_ids[-1] == eos_token_id:
-        return document
-    label = eos_token_id if document.labels[-1] != IGNORE_INDEX else IGNORE_INDEX
-    return Document([*document.input_ids, eos_token_id], [*document.labels, label])
+    if example.is_ended or eos_token_id is None or example.input_ids[-1] == eos_token_id:
+        return example
+    label = eos_token_id if example.labels[-1] != IGNORE_INDEX else IGNORE_INDEX
+    return EncodedExample([*example.input_ids, eos_token_id], [*example.labels, label], example.row, True)
+
+
+def _is_whole(one: Transcript) -> bool:
+    return one.learned == ((0, len(one.text)),)
+
+
+def _reason(problem: RowProblem) -> str:
+    """The kind of a problem, without what is particular to its row."""
+    return problem.kind

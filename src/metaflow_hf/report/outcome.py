@@ -19,7 +19,11 @@ class Plan:
     bytes by part, ``disk`` those that the run stores, by what they are for. ``steps`` counts the steps of all workers
     together. ``trainable_parameters`` is None when all of them are trained. ``notes`` are sentences for people (what was
     chosen and why, warnings); ``configuration`` is YAML with every setting, ``versions`` are (package, version) of what
-    reads it. 0, None and "" mean: not known, and
+    reads it. ``rows`` are those of the dataset, of which ``samples`` are trained, ``heldout_rows`` held out and ``skipped`` (by
+    reason) neither, ``heldout_samples`` are those that are measured; ``format`` and ``columns`` (role -> column) say how they are read,
+    ``labelled_fraction`` which share of their tokens carries loss, ``batch_sequences`` how many sequences a step takes on
+    average. ``is_exact`` says that these were counted, not estimated. ``example`` is one rendered sequence in runs of
+    text with and without loss. ``datasets`` are the parts of a mixture. 0, None and "" mean: not known, and
     the line is left out.
     """
 
@@ -45,6 +49,16 @@ class Plan:
     seconds: float | None = None
     lineage: str = ""
     notes: tuple[str, ...] = ()
+    format: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    rows: int = 0
+    heldout_rows: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    labelled_fraction: float = 0.0
+    batch_sequences: float = 0.0
+    is_exact: bool = False
+    example: tuple[tuple[bool, str], ...] = ()
+    datasets: tuple[Mapping[str, Any], ...] = ()
     configuration: str = ""
     versions: tuple[tuple[str, str], ...] = ()
 

@@ -14,6 +14,7 @@ from metaflow_hf.report.outcome import Outcome, Plan, load_snippet, sample_pairs
 
 _WIDTH = 100
 _COMMIT_DIGITS = 12
+_EXAMPLE_CHARACTERS = 600
 
 
 def plain(text: str) -> str:
@@ -38,7 +39,7 @@ def plan_text(plan: Plan) -> str:
     """The plan as a block of aligned lines; what is not known is left out."""
     lines = _aligned([(label, value) for label, value in plan_rows(plan) if value])
     notes = [textwrap.fill(f"note: {plain(note)}", _WIDTH, subsequent_indent="      ") for note in plan.notes]
-    return "\n".join(["Plan", *indented([*lines, *notes])])
+    return "\n".join(["Plan", *indented([*lines, *notes, *_example(plan)])])
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -47,8 +48,9 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("base model", plain(named_revision(plan.base_model, plan.model_commit))),
         ("parameters", _parameters(plan)),
         ("dataset", plain(named_revision(plan.dataset, plan.dataset_commit))),
+        ("format", _format(plan)),
         ("samples", _samples(plan)),
-        ("tokens", f"about {units.count(plan.tokens)}" if plan.tokens else ""),
+        ("tokens", _tokens(plan)),
         ("claims", _claims(plan)),
         ("steps", _steps(plan)),
         ("rounds", f"about {units.count(plan.rounds)}" if plan.rounds else ""),
@@ -86,8 +88,40 @@ def _parameters(plan: Plan) -> str:
 
 
 def _samples(plan: Plan) -> str:
-    heldout = f", {units.count(plan.heldout_samples)} more held out" if plan.heldout_samples else ""
-    return units.count(plan.samples) + heldout if plan.samples else ""
+    if not plan.samples:
+        return ""
+    parts = [units.count(plan.samples)]
+    if plan.heldout_samples:
+        parts.append(f"{units.count(plan.heldout_samples)} more held out")
+    parts += [f"{units.count(number)} skipped: {plain(reason)}" for reason, number in plan.skipped.items()]
+    return ", ".join(parts)
+
+
+def _format(plan: Plan) -> str:
+    columns = ", ".join(f"{role}: {column}" for role, column in plan.columns.items())
+    return plain(f"{plan.format} ({columns})") if plan.format else ""
+
+
+def _tokens(plan: Plan) -> str:
+    if not plan.tokens:
+        return ""
+    about = "" if plan.is_exact else "about "
+    share = f", {100 * plan.labelled_fraction:.0f} % of all carry loss" if plan.labelled_fraction else ""
+    return (
+        f"{about}{units.count(plan.tokens)} with loss{share}"
+        if share
+        else f"{about}{units.count(plan.tokens)}"
+    )
+
+
+def _example(plan: Plan) -> list[str]:
+    """A rendered sequence; what carries no loss is in brackets."""
+    if not plan.example:
+        return []
+    shown = "".join(text if has_loss else f"⟦{text}⟧" for has_loss, text in plan.example)
+    if len(shown) > _EXAMPLE_CHARACTERS:
+        shown = f"{shown[:_EXAMPLE_CHARACTERS]} …"
+    return ["example, ⟦without loss⟧:", *indented(plain(shown).splitlines())]
 
 
 def _claims(plan: Plan) -> str:
@@ -106,7 +140,12 @@ def _steps(plan: Plan) -> str:
         if plan.batch_size and plan.sequence_length
         else ""
     )
-    return f"about {units.count(plan.steps)}{shape}"
+    real = (
+        f", {plan.batch_sequences:.1f} on average"
+        if 0 < plan.batch_sequences < 0.75 * plan.batch_size
+        else ""
+    )
+    return f"about {units.count(plan.steps)}{shape}{real}"
 
 
 def summary_text(outcome: Outcome) -> str:

@@ -1,6 +1,6 @@
 """The datasets that a configuration names: looked at, then built into blocks of the configured datastore."""
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from metaflow_hf.config import DataConfig
 from metaflow_hf.errors import ConfigError
@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 # Samples a block of an evaluation dataset, of which only the first blocks are built.
 EVALUATION_BLOCK: Final = 1_000
+
+
+def format_settings(data: DataConfig) -> dict[str, Any]:
+    """The settings that say which format the rows have, as ``BlockManager`` and ``plan_dataset`` take them."""
+    return {"format": data.format, "columns": data.columns or None, "text_column": data.text_column}
 
 
 def check_sources(data: DataConfig) -> None:
@@ -27,7 +32,9 @@ def check_sources(data: DataConfig) -> None:
         if (stored := find_stored(source, configured_store())) is not None:
             return stored, ""
         spec = plan_dataset(
-            open_source(source), samples_per_block=data.samples_per_block, text_column=data.text_column
+            open_source(source, documents=data.documents),
+            samples_per_block=data.samples_per_block,
+            **format_settings(data),
         )
         # Another commit of the same split is no other data.
         return spec.source, spec.source_digest
@@ -61,9 +68,10 @@ def build_source(source: str, data: DataConfig, *, num_samples: int | None = Non
     with BlockManager(
         source,
         min(data.samples_per_block, EVALUATION_BLOCK) if some else data.samples_per_block,
-        text_column=data.text_column,
+        **format_settings(data),
         on_bad_row=data.on_bad_row,
         max_rows=None if some else data.max_samples,
+        documents=data.documents,
     ) as blocks:
         if num_samples is None:
             blocks.wait_complete()

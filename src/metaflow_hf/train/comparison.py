@@ -11,21 +11,24 @@ import torch
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
+from metaflow_hf.data.formats import Example
+from metaflow_hf.data.formats.examples import show
+from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.events import ClaimDone, Evaluated, Event, Sampled, StepDone
 from metaflow_hf.report import UnigramModel, xz_bits_per_byte
 from metaflow_hf.report.outcome import Outcome, Plan, TaskResult, WorstRow
+from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
 from metaflow_hf.train.evaluation import Evaluation, Passage, passages
 from metaflow_hf.train.harness import run_harness
 from metaflow_hf.train.heldout import (
     HeldOutRow,
-    Value,
+    example_of,
     held_out,
     measured_rows,
     training_samples,
-    value_of,
 )
 from metaflow_hf.train.measuring import evaluated, measure
-from metaflow_hf.train.models import load_model, load_tokenizer
+from metaflow_hf.train.models import load_model
 
 UNIGRAM_ROWS: Final = 20_000
 WORST_ROWS: Final = 5
@@ -48,10 +51,11 @@ def compare(
 
     ``events`` are those of all workers, ``run`` is the pathspec of the run.
     """
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = training_tokenizer(model_dir, config)
     measured = measured_rows(training, heldout, config)
     texts = [row.value for row in measured]
-    read = passages(texts, tokenizer, loss_on=config.data.loss_on)
+    encoder = example_encoder(tokenizer, row_format(training, config), config)
+    read = passages(texts, encoder)
     figures: dict[str, Evaluated] = {}
     found: dict[str, Evaluation] = {}
     tasks: dict[str, dict[tuple[str, str], float]] = {}
@@ -78,7 +82,7 @@ def compare(
         plan=plan,
         before=figures["before"],
         after=figures["after"],
-        unigram=_unigram(training, heldout, read, tokenizer, config, figures["after"]),
+        unigram=_unigram(training, heldout, read, encoder, config, figures["after"]),
         xz_bits_per_byte=xz_bits_per_byte([passage.text for passage in read]),
         samples=tuple(samples),
         worst=_worst(measured, found["before"], found["after"]),
@@ -109,21 +113,19 @@ def _worst(rows: Sequence[HeldOutRow], before: Evaluation, after: Evaluation) ->
     )
 
 
-def _excerpt(value: Value) -> str:
-    text = value if isinstance(value, str) else " ".join(str(turn.get("content")) for turn in value.messages)
-    return textwrap.shorten(text, EXCERPT, placeholder=" …")
+def _excerpt(example: Example) -> str:
+    return textwrap.shorten(show(example), EXCERPT, placeholder=" …")
 
 
 def _unigram(
     training: BlockManager,
     heldout: BlockManager | None,
     read: Sequence[Passage],
-    tokenizer: Any,
+    encoder: ExampleEncoder,
     config: TrainConfig,
     measured: Evaluated,
 ) -> Evaluated:
     """The held-out tokens, each by its frequency in (at most ``UNIGRAM_ROWS`` rows of) the text that was trained."""
-    column = config.data.text_column or training.text_column
     rows: list[dict[str, Any]] = []
     for block_id, samples in enumerate(
         training_samples([block.sample_count for block in training.manifest.blocks], config)
@@ -131,10 +133,12 @@ def _unigram(
         rows += training.read_rows(block_id, 0, min(samples, UNIGRAM_ROWS - len(rows)))
     sides = held_out(training, heldout, config)
     values = [
-        value for row in rows if (value := value_of(row, column)) is not None and not sides.holds(value)
+        value
+        for row in rows
+        if (value := example_of(row, encoder.format)) is not None and not sides.holds(value)
     ]
-    trained = passages(values, tokenizer, loss_on=config.data.loss_on)
-    model = UnigramModel([passage.predicted for passage in trained], len(tokenizer))
+    trained = passages(values, encoder)
+    model = UnigramModel([passage.predicted for passage in trained], len(encoder.tokenizer))
     loss = model.loss([passage.predicted for passage in read])
     return Evaluated(
         time=time.time(),

@@ -21,7 +21,8 @@ from metaflow_hf.errors import ConfigError, SelectionError
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.store import open_store
 from metaflow_hf.store.datastore import existing_store
-from metaflow_hf.train.heldout import HeldOut, count_copies, evaluation_rows, training_samples
+from metaflow_hf.train.blocks import format_settings
+from metaflow_hf.train.heldout import HeldOut, count_copies, held_out, training_samples
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.model_source import DescribedModel, describe_model
 from metaflow_hf.train.planning import Extent, make_plan
@@ -50,7 +51,7 @@ class DryRun:
             training = stack.enter_context(self._blocks(self.training))
             heldout = stack.enter_context(self._blocks(self.heldout)) if self.heldout else None
             plan = make_plan(
-                self._extent(),
+                self._extent(training),
                 training,
                 heldout,
                 model_dir=self.model.directory,
@@ -72,37 +73,26 @@ class DryRun:
         they were all. Raises ``SelectionError`` for a position or batch that does not exist.
         """
         from metaflow_hf.data.batches import pieces
+        from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
         from metaflow_hf.train.feed import Feed
-        from metaflow_hf.train.models import declared_positions, load_tokenizer
-        from metaflow_hf.train.spec import claim_samples, order_of
+        from metaflow_hf.train.models import declared_positions
+        from metaflow_hf.train.spec import order_of
 
         with self._blocks(self.training) as blocks:
-            size = blocks.dataset_chunk_size
-            order = order_of(
-                {
-                    "seed": self.config.data.seed,
-                    "shuffle": self.config.data.shuffle,
-                    "epochs": self.config.data.epochs,
-                    "chunk_samples": size,
-                    "claim_samples": claim_samples(self.config, size, self.training.rows),
-                },
-                [block.sample_count for block in blocks.manifest.blocks],
-            )
+            sizes = training_samples([block.sample_count for block in blocks.manifest.blocks], self.config)
+            order = order_of(self._order(blocks), sizes)
             if not 0 <= position < order.num_positions:
                 raise SelectionError(
                     f"there are {order.num_positions:,} positions; there is no position {position}."
                 )
-            tokenizer = load_tokenizer(
-                self.model.directory, trust_remote_code=self.config.model.trust_remote_code
-            )
+            tokenizer = training_tokenizer(self.model.directory, self.config)
             feed = Feed(
                 blocks,
                 order,
-                tokenizer,
+                example_encoder(tokenizer, row_format(blocks, self.config), self.config),
                 self.config,
-                text_column=self.config.data.text_column or blocks.text_column,
                 max_positions=declared_positions(self.model.directory, self.config.model),
-                held_out=self._held_out(),
+                held_out=self._held_out(blocks),
             )
             span = order.locate(position)
             claim = Claim(span.block_id, span.chunk_id, span.start, span.stop, span.epoch, position, "")
@@ -120,32 +110,49 @@ class DryRun:
             sequences=pieces(batches[number], tokenizer),
         )
 
-    def _extent(self) -> Extent:
-        from metaflow_hf.train.spec import claim_samples
-
+    def _extent(self, blocks: BlockManager) -> Extent:
         config = self.config
         samples = sum(training_samples([self.training.rows], config))
-        claim = claim_samples(config, self._chunk_size(), samples)
+        order = self._order(blocks)
         return Extent(
             lineage=self.job.lineage,
             samples=samples,
-            claim_samples=claim,
-            num_positions=config.data.epochs * -(-samples // claim),
+            order=order,
+            num_positions=config.data.epochs * -(-samples // order["claim_samples"]),
             max_tokens=config.rounds.max_tokens,
         )
 
-    def _held_out(self) -> HeldOut:
-        if self.heldout is None:
-            return HeldOut.of(self.training.rows, self.config)
-        with self._blocks(self.heldout) as blocks:
-            return HeldOut.copies_of(evaluation_rows(blocks, self.config.evaluation.max_samples))
+    def _order(self, blocks: BlockManager) -> dict[str, Any]:
+        """As a specification describes it."""
+        from metaflow_hf.train.encoding import example_encoder, row_format, rows_of_step, training_tokenizer
+        from metaflow_hf.train.spec import claim_samples
+
+        data, size, rows = self.config.data, self._chunk_size(), 1
+        if self.config.rounds.claim_samples == "auto":
+            tokenizer = training_tokenizer(self.model.directory, self.config)
+            rows = rows_of_step(
+                blocks, example_encoder(tokenizer, row_format(blocks, self.config), self.config), self.config
+            )
+        samples = sum(training_samples([self.training.rows], self.config))
+        return {
+            "seed": data.seed,
+            "shuffle": data.shuffle,
+            "epochs": data.epochs,
+            "chunk_samples": size,
+            "claim_samples": claim_samples(self.config, size, samples, step_rows=rows),
+        }
+
+    def _held_out(self, blocks: BlockManager) -> HeldOut:
+        with ExitStack() as stack:
+            heldout = stack.enter_context(self._blocks(self.heldout)) if self.heldout else None
+            return held_out(blocks, heldout, self.config, samples=self.training.rows)
 
     def _blocks(self, sampled: SampledDataset) -> BlockManager:
         return BlockManager(
             sampled.store,
             self.config.data.samples_per_block,
             self._chunk_size(),
-            text_column=self.config.data.text_column,
+            **format_settings(self.config.data),
             enable_prefetch=False,
         )
 
@@ -212,8 +219,9 @@ def _sample(config: TrainConfig, location: str, root: Path) -> SampledDataset:
         open_store(root / "datasets"),
         existing_store() or open_store(root / "nothing"),
         samples_per_block=data.samples_per_block,
-        text_column=data.text_column,
+        **format_settings(data),
         on_bad_row=data.on_bad_row,
+        documents=data.documents,
         max_rows=data.max_samples if location == data.dataset else config.evaluation.max_samples,
     )
     if not sampled.manifest.total_samples:

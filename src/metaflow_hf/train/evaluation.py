@@ -1,20 +1,23 @@
 """How well a model predicts held-out text: loss, perplexity and bits per byte, with exact counts."""
 
+import datetime as dt
 import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from metaflow_hf.config import ModelConfig
-from metaflow_hf.data.chat import Conversation, Transcript, transcribe
-from metaflow_hf.data.tokens import IGNORE_INDEX, Document, LossOn, encode, end_document
-from metaflow_hf.errors import ConfigError, UnsupportedModelError
+from metaflow_hf.data.batches import Packing
+from metaflow_hf.data.formats import Conversation, DetectedFormat, Example, RowProblem
+from metaflow_hf.data.formats.messages import read_messages
+from metaflow_hf.data.tokens import IGNORE_INDEX, EncodedExample, ExampleEncoder, LossOn
+from metaflow_hf.errors import BadRowError, ConfigError, UnsupportedModelError
 from metaflow_hf.train.models import load_model, load_tokenizer
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -23,6 +26,7 @@ WINDOWS_PER_BATCH: Final = 8
 # Logits of one pass, in fp32.
 LOGITS_BYTES: Final = 256 * 2**20
 _FEW_TOKENS: Final = 8
+_TEXT: Final = DetectedFormat("text", {"text": "text"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class Passage:
     number among the texts given.
     """
 
-    document: Document
+    document: EncodedExample
     text: str
     index: int = 0
 
@@ -74,12 +78,15 @@ class Passage:
 
 def evaluate(
     model: nn.Module | Path | str,
-    texts: Sequence[str | Conversation | Sequence[Any]],
+    texts: Sequence[Example | Sequence[Any]],
     tokenizer: Any = None,
     *,
     sequence_length: int = 1024,
+    packing: Packing = True,
     device: torch.device | str | None = None,
     loss_on: LossOn = "assistant",
+    on_bad_row: Literal["raise", "skip"] = "raise",
+    template_date: dt.date | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> Evaluation:
@@ -90,11 +97,13 @@ def evaluate(
     Where the tokenizer has no such token, the very first token is context only, and its bytes do not count. A
     token that the tokenizer puts before each document is context, as in training, and not counted as predicted.
 
-    A list of messages is rendered by the chat template; what training counts is counted: with ``loss_on="assistant"``
-    what the assistant says, the rest is context.
+    Without ``packing``, or with ``isolated``, each text is predicted by itself, from its own beginning: its first token
+    is context. What training counts is counted: with ``loss_on="assistant"`` of conversations, which the chat template
+    renders, what the assistant says, of prompts with completions the completions; the rest is context.
 
     No pass makes more than 256 MiB of logits: fewer windows at once, and a window that is too long alone goes through
-    the rollout where the model can be rolled out. Raises ``ConfigError`` when there is nothing to predict.
+    the rollout where the model can be rolled out. Raises ``ConfigError`` when there is nothing to predict, and
+    ``BadRowError`` for a text that the chat template does not take, unless bad ones are to be skipped.
     """
     if isinstance(model, (str, Path)):
         settings = ModelConfig(
@@ -105,13 +114,17 @@ def evaluate(
         model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if tokenizer is None:
         raise ConfigError("evaluate needs the tokenizer of a model that is given as an object.")
-    read = passages(texts, tokenizer, loss_on=loss_on)
-    stream, owners, num_bytes = _stream(read, tokenizer)
-    tokens = sum(label != IGNORE_INDEX for label in stream.labels[1:])
+    encoder = ExampleEncoder(
+        tokenizer, _TEXT, loss_on=loss_on, on_bad_row=on_bad_row, template_date=template_date
+    )
+    read = passages(texts, encoder)
+    streams = [_stream(read, tokenizer)] if packing is True else [_alone(one, tokenizer) for one in read]
+    tokens = sum(stream.num_predicted for stream in streams)
+    num_bytes = sum(stream.num_bytes for stream in streams)
     if tokens == 0 or num_bytes <= 0:
         raise ConfigError(f"there is nothing to predict in the {len(texts)} texts given.")
     place = next(model.parameters()).device
-    windows = _windows(stream, sequence_length, _windows_at_once(model, sequence_length))
+    windows = _windows(streams, sequence_length, _windows_at_once(model, sequence_length))
     was_training = model.training
     model.eval()
     try:
@@ -132,54 +145,78 @@ def evaluate(
         bits_per_byte=total / math.log(2) / num_bytes,
         tokens=tokens,
         bytes=num_bytes,
-        documents=_by_document(losses, owners, stream),
+        documents=_by_document(losses, streams),
     )
 
 
-def passages(
-    texts: Sequence[str | Conversation | Sequence[Any]], tokenizer: Any, *, loss_on: LossOn = "assistant"
-) -> list[Passage]:
-    """The texts and conversations that are not empty, with what of them is to be predicted, ends included."""
-    items: list[str | Transcript] = []
-    numbers: list[int] = []
+def passages(texts: Sequence[Example | Sequence[Any]], encoder: ExampleEncoder) -> list[Passage]:
+    """The texts that are not empty, with what of them is to be predicted, ends included.
+
+    A conversation that the chat template rewrites is one passage for each turn of the assistant.
+    """
+    tokenizer = encoder.tokenizer
+    read = []
     for number, text in enumerate(texts):
         if not text:
             continue
-        numbers.append(number)
-        if not isinstance(text, str):
-            chat = text if isinstance(text, Conversation) else Conversation(text)
-            spoken = loss_on == "assistant"
-            items.append(transcribe(chat, tokenizer, find_spoken=spoken, row=f"held-out text {number}"))
-        else:
-            items.append(text)
-    read = []
-    documents = encode(items, tokenizer, loss_on=loss_on)
-    for number, item, document in zip(numbers, items, documents, strict=True):
-        if not document.input_ids:
+        is_list = isinstance(text, Sequence) and not isinstance(text, str)
+        example = Conversation(read_messages(text, "messages")) if is_list else cast("Example", text)
+        try:
+            transcripts = encoder.render(example)
+        except RowProblem as problem:
+            message = f"held-out text {number}: {problem}."
+            if not encoder.skips_bad_rows:
+                raise BadRowError(message, row=number) from problem
+            logger.warning(f"left out of the evaluation: {message}")
             continue
-        labels = list(document.labels)
-        if isinstance(item, str) and _begins(tokenizer, document.input_ids):
-            labels[0] = IGNORE_INDEX
-        counted = item if isinstance(item, str) else item.spoken_text if loss_on == "assistant" else item.text
-        ended = end_document(Document(document.input_ids, labels), tokenizer.eos_token_id)
-        read.append(Passage(ended, counted, number))
+        for one, document in zip(transcripts, encoder.tokenize(transcripts), strict=True):
+            if not document.input_ids:
+                continue
+            labels = list(document.labels)
+            if one.adds_special_tokens and _begins(tokenizer, document.input_ids):
+                labels[0] = IGNORE_INDEX
+            read.append(Passage(replace(document, labels=labels), one.learned_text, number))
     return read
 
 
-def _stream(read: Sequence[Passage], tokenizer: Any) -> tuple[Document, list[int], int]:
-    """All passages in a row, the number of the text that each token is of, and how many bytes what is predicted after
-    the first token stands for.
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """Tokens in a row; ``owners`` has the number of the text that each is of, ``num_bytes`` is how many bytes those
+    that are predicted stand for.
     """
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    owners: Sequence[int]
+    num_bytes: int
+
+    @property
+    def num_predicted(self) -> int:
+        """How many tokens are predicted: none is, from nothing."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+
+def _stream(read: Sequence[Passage], tokenizer: Any) -> _Stream:
+    """All passages in a row."""
     num_bytes = sum(len(passage.text.encode()) for passage in read)
     ids = [token for passage in read for token in passage.document.input_ids]
     labels = [label for passage in read for label in passage.document.labels]
     owners = [passage.index for passage in read for _ in passage.document.input_ids]
     if not ids or labels[0] == IGNORE_INDEX:
-        return Document(ids, labels), owners, num_bytes
+        return _Stream(ids, labels, owners, num_bytes)
     end = tokenizer.eos_token_id
     if end is not None:
-        return Document([end, *ids], [IGNORE_INDEX, *labels]), [owners[0], *owners], num_bytes
-    return Document(ids, labels), owners, num_bytes - _bytes_of(ids[0], tokenizer)
+        return _Stream([end, *ids], [IGNORE_INDEX, *labels], [owners[0], *owners], num_bytes)
+    return _Stream(ids, labels, owners, num_bytes - _bytes_of(ids[0], tokenizer))
+
+
+def _alone(passage: Passage, tokenizer: Any) -> _Stream:
+    """One passage by itself: its first token is predicted from nothing, so it is not."""
+    document, num_bytes = passage.document, len(passage.text.encode())
+    if document.labels[0] != IGNORE_INDEX:
+        num_bytes -= _bytes_of(document.input_ids[0], tokenizer)
+    owners = [passage.index] * len(document.input_ids)
+    return _Stream(document.input_ids, document.labels, owners, num_bytes)
 
 
 def _bytes_of(token: int, tokenizer: Any) -> int:
@@ -192,10 +229,10 @@ def _bytes_of(token: int, tokenizer: Any) -> int:
     return 1 if re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece) else len(piece)
 
 
-def _by_document(losses: Tensor, owners: Sequence[int], stream: Document) -> tuple[DocumentLoss, ...]:
+def _by_document(losses: Tensor, streams: Sequence[_Stream]) -> tuple[DocumentLoss, ...]:
     """Losses [N] of the predicted tokens, in order, as means over the texts that they are of."""
-    counted = torch.tensor(stream.labels[1:]) != IGNORE_INDEX
-    owner = torch.tensor(owners[1:])[counted]
+    pairs = [pair for one in streams for pair in zip(one.labels[1:], one.owners[1:], strict=True)]
+    owner = torch.tensor([number for label, number in pairs if label != IGNORE_INDEX])
     tokens = torch.bincount(owner)
     sums = torch.bincount(owner, weights=losses)
     return tuple(
@@ -210,21 +247,26 @@ def _begins(tokenizer: Any, document: Sequence[int]) -> bool:
     return begin is not None and begin != tokenizer.eos_token_id and document[0] == begin
 
 
-def _windows(stream: Document, length: int, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs and, one later, targets, both [B, length]; the last window is as long as what is left."""
-    num_targets = len(stream.input_ids) - 1
-    full = num_targets // length
+def _windows(streams: Sequence[_Stream], length: int, at_once: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and, one later, targets, both [B, <= length], in the order of the tokens; windows of one batch are as long
+    as each other.
+    """
+    batch: list[tuple[Sequence[int], Sequence[int]]] = []
+    for stream in streams:
+        for start in range(0, len(stream.input_ids) - 1, length):
+            stop = min(start + length, len(stream.input_ids) - 1)
+            window = stream.input_ids[start:stop], stream.labels[start + 1 : stop + 1]
+            if batch and (len(batch) == at_once or len(batch[0][0]) != stop - start):
+                yield _stacked(batch)
+                batch = []
+            batch.append(window)
+    if batch:
+        yield _stacked(batch)
 
-    def window(start: int, stop: int) -> tuple[Sequence[int], Sequence[int]]:
-        return stream.input_ids[start:stop], stream.labels[start + 1 : stop + 1]
 
-    for first in range(0, full, at_once):
-        chosen = range(first, min(first + at_once, full))
-        inputs, targets = zip(*(window(n * length, (n + 1) * length) for n in chosen), strict=True)
-        yield torch.tensor(inputs), torch.tensor(targets)
-    if full * length < num_targets:
-        inputs_left, targets_left = window(full * length, num_targets)
-        yield torch.tensor([inputs_left]), torch.tensor([targets_left])
+def _stacked(batch: Sequence[tuple[Sequence[int], Sequence[int]]]) -> tuple[Tensor, Tensor]:
+    inputs, targets = zip(*batch, strict=True)
+    return torch.tensor(inputs), torch.tensor(targets)
 
 
 def _windows_at_once(model: nn.Module, length: int) -> int:

@@ -13,13 +13,13 @@ from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
 from metaflow_hf.train.adapters import merge_adapters, save_adapters
+from metaflow_hf.train.encoding import training_tokenizer
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
     cast,
     export_dtype,
     load_parts,
-    load_tokenizer,
     load_weights,
     prepare,
     save_model,
@@ -189,7 +189,7 @@ def write_model(
     seed = config.data.seed
     loaded = load_parts(model_dir, config.model, seed=seed)
     model = prepare(loaded.language, config.model, seed=seed)
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+    tokenizer = training_tokenizer(model_dir, config)
     with tempfile.TemporaryDirectory(prefix="weights-") as scratch:
         files = PayloadFiles(lineage.store, Path(scratch))
         with TensorReader(files.fetch(weights)) as reader:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data.batches import Batch, Document, LeftOut, encode_rows, make_batches
+from metaflow_hf.data.batches import Batch, EncodedExample, LeftOut, make_batches
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.data.prefetch import Prefetcher
+from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import UnsupportedModelError
-from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut, value_of
+from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut, example_of
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -29,10 +30,11 @@ class Prepared:
     batches: list[Batch]
     left_out: LeftOut = field(default_factory=LeftOut)
     held_out: int = 0
+    documents: int = 0
 
 
 class Feed:
-    """Batches of claims: a function of rows, tokenizer and configuration, whoever asks and whenever.
+    """Batches of claims: a function of rows, encoder and configuration, whoever asks and whenever.
 
     At most one claim is made ready ahead of the one that is trained, so memory holds the batches of two. Rows that
     ``held_out`` holds are not trained; ``max_positions`` are those that the model knows, ``max_tokens`` the number of
@@ -43,24 +45,27 @@ class Feed:
         self,
         rows: RowReader,
         order: ClaimOrder,
-        tokenizer: Any,
+        encoder: ExampleEncoder,
         config: TrainConfig,
         *,
-        text_column: str,
         max_positions: int | None = None,
         max_tokens: int | None = None,
         held_out: HeldOut = NOTHING_HELD_OUT,
     ) -> None:
         self._rows = rows
         self._order = order
-        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._tokenizer = encoder.tokenizer
         self._config = config
-        self._text_column = text_column
         self._max_positions = max_positions
         self._max_tokens = max_tokens
         self._held_out = held_out
         self._ahead: tuple[int, Prefetcher[Prepared]] | None = None
         self.left_out = LeftOut()
+
+    def prepared(self, claim: Claim) -> Prepared:
+        """What becomes of a claim, made on the spot. Raises ``BadRowError`` and the store's errors."""
+        return self._prepare(claim)
 
     def batches(self, claim: Claim) -> list[Batch]:
         """The batches of a claim, made on the spot. Raises ``BadRowError`` and the store's errors."""
@@ -98,16 +103,12 @@ class Feed:
     def _prepare(self, claim: Claim) -> Prepared:
         rows = self._rows.read_rows(claim.block_id, claim.start, claim.stop)
         numbers = [n for n in self._order.row_order(claim.position) if not self._is_held_out(rows[n])]
-        documents = encode_rows(
+        documents = self._encoder.encode(
             [rows[number] for number in numbers],
-            self._tokenizer,
-            text_column=self._text_column,
-            loss_on=self._config.data.loss_on,
-            on_bad_row=self._config.data.on_bad_row,
             name_row=lambda index: f"block {claim.block_id}, row {claim.start + numbers[index]}",
         )
         check_tokens(documents, self._tokenizer, self._max_tokens)
-        prepared = Prepared([], held_out=len(rows) - len(numbers))
+        prepared = Prepared([], held_out=len(rows) - len(numbers), documents=len(documents))
         data = self._config.data
         policy: Any = data.long_documents
         if self._config.rollout.use_chunked_training is True:
@@ -132,10 +133,12 @@ class Feed:
         return None if unknown else token
 
     def _is_held_out(self, row: dict[str, Any]) -> bool:
-        value = value_of(row, self._text_column) if self._held_out.holds_any else None
-        return value is not None and self._held_out.holds(value)
+        if not self._held_out.holds_any:
+            return False
+        example = example_of(row, self._encoder.format)
+        return example is not None and self._held_out.holds(example)
 
-    def _known(self, document: Document, left_out: LeftOut) -> Iterator[Document]:
+    def _known(self, document: EncodedExample, left_out: LeftOut) -> Iterator[EncodedExample]:
         """The document whole, or what the policy makes of it where it (with its end) exceeds the known positions."""
         total = len(document.input_ids)
         length = max(self._max_positions - 1, 1) if self._max_positions is not None else max(total, 1)
@@ -165,7 +168,7 @@ class Feed:
             logger.debug(f"position {claim.position}: {prepared.held_out:,} rows are held out")
 
 
-def check_tokens(documents: Sequence[Document], tokenizer: Any, known: int | None) -> None:
+def check_tokens(documents: Sequence[EncodedExample], tokenizer: Any, known: int | None) -> None:
     """Raises ``UnsupportedModelError`` for a token that the model has no embedding for; ``known`` is how many it has.
 
     A GPU would only say that something went wrong in some kernel, and be of no use afterwards.

@@ -7,19 +7,24 @@ copies are on the same side. So are the copies, in the dataset, of what is measu
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data.chat import Conversation
+from metaflow_hf.data.formats import DetectedFormat, Example, RowProblem
+from metaflow_hf.data.formats.examples import contents
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.errors import ConfigError
-
-Value = str | Conversation
+from metaflow_hf.train.encoding import row_format
 
 # Of a very large dataset more rows are held out than are measured, so that few have to be read to find them.
 LEAST_FRACTION: Final = 0.001
+# With heldout_samples: auto so many, but at most one row in ten.
+AUTO_SAMPLES: Final = 256
+AUTO_SHARE: Final = 10
+# Of datasets up to this size exactly the wanted number of texts is held out; of larger ones about as many.
+SETTLED_ROWS: Final = 20_000
 # The held-out rows that are measured come from so many blocks, spread over the dataset.
 _BLOCKS_READ: Final = 32
 _ROWS_AT_ONCE: Final = 1_000
@@ -29,46 +34,28 @@ COUNTED_BYTES: Final = 256 * 2**20
 _BEGINNING: Final = 32
 
 
-def value_of(row: Mapping[str, Any], column: str) -> Value | None:
-    """The text or the conversation in a row, as it is before any tokenizer; ``None`` for a row without."""
-    value = row.get(column)
-    if isinstance(value, list):
-        return Conversation.of_row(value, row) if value else None
-    return str(value) if value else None
+def example_of(row: Mapping[str, Any], form: DetectedFormat) -> Example | None:
+    """What a row says, as it is before any tokenizer; ``None`` for a row without content, or one that is unusable.
+
+    An unusable row is refused, or skipped, where rows are encoded.
+    """
+    try:
+        return form.example(row)
+    except RowProblem:
+        return None
 
 
-def key_of(value: Value) -> bytes:
+def key_of(example: Example) -> bytes:
     """Equal for equal contents."""
-    content = value if isinstance(value, str) else [value.messages, value.tools]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest()
+    return hashlib.sha256(json.dumps(contents(example), sort_keys=True).encode()).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The side of each row: held out are those whose hash is in the lowest ``fraction`` of all hashes, or one of
-    ``keys``.
-    """
+    """The side of each row: held out are those whose hash is below ``limit`` (of 2**64), or one of ``keys``."""
 
-    fraction: float = 0.0
+    limit: int = 0
     keys: frozenset[bytes] = frozenset()
-
-    @classmethod
-    def of(cls, num_samples: int, config: TrainConfig) -> Self:
-        """What holds out about ``data.heldout_samples`` of so many rows, and at least one in a thousand; nothing where
-        an evaluation dataset is configured.
-
-        Raises ``ConfigError`` when that would be all.
-        """
-        if config.data.evaluation_dataset is not None:
-            return cls()
-        total = min(num_samples, config.data.max_samples or num_samples)
-        if config.data.heldout_samples >= total:
-            raise ConfigError(
-                f"{total} samples are to be used, of which data.heldout_samples = {config.data.heldout_samples} are "
-                "held out: nothing is left to train on. Lower data.heldout_samples, or name a "
-                "data.evaluation_dataset."
-            )
-        return cls(max(config.data.heldout_samples / total, LEAST_FRACTION))
 
     @classmethod
     def copies_of(cls, rows: Sequence["HeldOutRow"]) -> Self:
@@ -78,7 +65,7 @@ class HeldOut:
     @property
     def holds_any(self) -> bool:
         """Whether any row may be held out."""
-        return self.fraction > 0 or bool(self.keys)
+        return self.limit > 0 or bool(self.keys)
 
     @property
     def digest(self) -> str | None:
@@ -87,15 +74,31 @@ class HeldOut:
             return None
         return f"{len(self.keys):,} texts, {hashlib.sha256(b''.join(sorted(self.keys))).hexdigest()[:12]}"
 
-    def holds(self, value: Value) -> bool:
-        """Whether a text or conversation is held out."""
+    def holds(self, example: Example) -> bool:
+        """Whether an example is held out."""
         if not self.holds_any:
             return False
-        key = key_of(value)
-        return key in self.keys or int.from_bytes(key[:8]) < self.fraction * 2**64
+        key = key_of(example)
+        return key in self.keys or _number(key) < self.limit
 
 
 NOTHING_HELD_OUT: Final = HeldOut()
+
+
+def heldout_target(num_samples: int, config: TrainConfig) -> int:
+    """About how many of so many rows are held out: ``data.heldout_samples``, and at least one in a thousand.
+
+    Raises ``ConfigError`` when that would be all.
+    """
+    total, configured = min(num_samples, config.data.max_samples or num_samples), config.data.heldout_samples
+    wanted = min(AUTO_SAMPLES, max(total // AUTO_SHARE, 1)) if configured == "auto" else configured
+    if wanted >= total > 0:
+        raise ConfigError(
+            f"{total} samples are to be used, of which data.heldout_samples = {config.data.heldout_samples} are "
+            "held out: nothing is left to train on. Lower data.heldout_samples, or name a "
+            "data.evaluation_dataset."
+        )
+    return max(wanted, math.ceil(total * LEAST_FRACTION))
 
 
 def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[int]:
@@ -105,10 +108,11 @@ def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[
     Raises ``ConfigError`` when nothing would be left.
     """
     total = sum(block_samples)
-    HeldOut.of(total, config)
     limit = min(total, config.data.max_samples or total)
     if limit < 1:
         raise ConfigError("the dataset has no samples: nothing is left to train on.")
+    if config.data.evaluation_dataset is None:
+        heldout_target(total, config)
     kept = []
     for samples in block_samples:
         kept.append(min(samples, limit))
@@ -116,18 +120,63 @@ def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[
     return kept
 
 
-def held_out(blocks: BlockManager, heldout: BlockManager | None, config: TrainConfig) -> HeldOut:
-    """The side of the rows of a complete dataset; ``heldout`` is the evaluation dataset, if there is one."""
+def held_out(
+    blocks: BlockManager, heldout: BlockManager | None, config: TrainConfig, *, samples: int | None = None
+) -> HeldOut:
+    """The side of the rows of a complete dataset; ``heldout`` is the evaluation dataset, if there is one.
+
+    Some text is on either side wherever there are two different ones. ``samples`` are those of the dataset where
+    ``blocks`` hold only its beginning. Raises ``ConfigError`` where all rows say the same, or too many were to be held
+    out.
+    """
     if heldout is not None:
-        return HeldOut.copies_of(evaluation_rows(heldout, config.evaluation.max_samples))
-    return HeldOut.of(blocks.wait_complete().total_samples, config)
+        return HeldOut.copies_of(evaluation_rows(heldout, config))
+    if config.data.evaluation_dataset is not None:
+        return NOTHING_HELD_OUT
+    sizes = training_samples([block.sample_count for block in blocks.wait_complete().blocks], config)
+    total = sum(sizes) if samples is None else samples
+    target = heldout_target(total, config)
+    if total <= SETTLED_ROWS:
+        return _lowest(_keys(blocks, sizes, config), target, config)
+    limit = int(target / total * 2**64)
+    lowest, is_trained = 2**64, False
+    for key in _keys(blocks, sizes, config):
+        lowest, is_trained = min(lowest, key), is_trained or key >= limit
+        if lowest < limit and is_trained:
+            return HeldOut(limit)
+    # Many copies of few texts.
+    return _lowest(_keys(blocks, sizes, config), 1, config)
+
+
+def _lowest(keys: Iterable[int], wanted: int, config: TrainConfig) -> HeldOut:
+    """What holds out so many different texts, those with the lowest hashes, or all but one of them."""
+    different = sorted(set(keys))
+    if len(different) < 2:
+        raise ConfigError(
+            f"the rows of {config.data.dataset} hold {len(different)} different text{'s' * (len(different) != 1)}, so none "
+            "can be held out: name a data.evaluation_dataset."
+        )
+    return HeldOut(different[min(wanted, len(different) - 1) - 1] + 1)
+
+
+def _keys(blocks: BlockManager, sizes: Sequence[int], config: TrainConfig) -> Iterator[int]:
+    form = row_format(blocks, config)
+    for block_id, size in enumerate(sizes):
+        for start in range(0, size, _ROWS_AT_ONCE):
+            for row in blocks.read_rows(block_id, start, min(start + _ROWS_AT_ONCE, size)):
+                if (example := example_of(row, form)) is not None:
+                    yield _number(key_of(example))
+
+
+def _number(key: bytes) -> int:
+    return int.from_bytes(key[:8])
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOutRow:
-    """A held-out text or conversation, and where it lies."""
+    """A held-out example, and where it is stored."""
 
-    value: Value
+    value: Example
     block_id: int
     row: int
 
@@ -139,8 +188,8 @@ def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
     """Rows of the dataset that no worker trains, without copies, at most ``evaluation.max_samples``.
 
     They come from blocks spread over the whole dataset, as many from each; where those few blocks hold none, from the
-    first other one that does. Raises ``ConfigError`` when there is none, and when an ``evaluation_dataset`` is
-    configured, whose rows are to be used instead.
+    first other one that does. Raises ``ConfigError`` as ``held_out``, and when an ``evaluation_dataset`` is configured,
+    whose rows are to be used instead.
     """
     if config.data.evaluation_dataset is not None:
         raise ConfigError("data.evaluation_dataset is configured: its texts are the held-out ones.")
@@ -160,24 +209,20 @@ def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
             key = key_of(row.value)
             share -= key not in found
             found.setdefault(key, row)
-    if not found:
-        raise ConfigError(
-            f"no text of {sum(sizes):,} rows is held out by data.heldout_samples = {config.data.heldout_samples}, so "
-            "nothing can be measured: raise it, or name a data.evaluation_dataset."
-        )
     return list(found.values())
 
 
-def evaluation_rows(blocks: BlockManager, wanted: int) -> list[HeldOutRow]:
-    """The first ``wanted`` rows of an evaluation dataset, without those that have no text."""
+def evaluation_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
+    """The first ``evaluation.max_samples`` rows of an evaluation dataset, without those that have no content."""
     found: list[HeldOutRow] = []
+    wanted, form = config.evaluation.max_samples, row_format(blocks, config)
     for block in blocks.manifest.blocks:
         rows = blocks.read_rows(block.block_id, 0, min(block.sample_count, wanted))
         wanted -= len(rows)
         found += [
             HeldOutRow(value, block.block_id, number)
             for number, row in enumerate(rows)
-            if (value := value_of(row, blocks.text_column)) is not None
+            if (value := example_of(row, form)) is not None
         ]
     return found
 
@@ -187,7 +232,7 @@ def measured_rows(
 ) -> list[HeldOutRow]:
     """What a run measures: the rows of its evaluation dataset, or those of the dataset that it holds out."""
     if heldout is not None:
-        return evaluation_rows(heldout, config.evaluation.max_samples)
+        return evaluation_rows(heldout, config)
     return heldout_rows(training, config)
 
 
@@ -224,8 +269,8 @@ def count_copies(
     """
     if heldout is None:
         return NO_COPIES
-    measured = evaluation_rows(heldout, config.evaluation.max_samples)
-    sides, column = HeldOut.copies_of(measured), config.data.text_column or blocks.text_column
+    measured = evaluation_rows(heldout, config)
+    sides, form = HeldOut.copies_of(measured), row_format(blocks, config)
     beginnings = {_beginning(row.value) for row in measured}
     sizes = training_samples([block.sample_count for block in blocks.manifest.blocks], config)
     samples = sum(sizes) if samples is None else samples
@@ -235,7 +280,7 @@ def count_copies(
             if left <= 0:
                 return Copies(found, looked_at, samples)
             rows = blocks.read_rows(block.block_id, start, min(start + _ROWS_AT_ONCE, size))
-            values = [value for row in rows if (value := value_of(row, column)) is not None]
+            values = [value for row in rows if (value := example_of(row, form)) is not None]
             found += sum(_beginning(value) in beginnings and sides.holds(value) for value in values)
             looked_at += len(rows)
             left -= block.size_bytes * len(rows) / block.sample_count
@@ -249,8 +294,8 @@ def count_copies(
     return Copies(found, looked_at, samples)
 
 
-def _beginning(value: Value) -> str:
-    return value[:_BEGINNING] if isinstance(value, str) else ""
+def _beginning(example: Example) -> str:
+    return example[:_BEGINNING] if isinstance(example, str) else ""
 
 
 def _sizes(blocks: BlockManager, config: TrainConfig) -> list[int]:
@@ -267,9 +312,9 @@ def _spread(available: int, wanted: int) -> list[int]:
 def _of_block(
     blocks: BlockManager, config: TrainConfig, block_id: int, size: int, sides: HeldOut
 ) -> Iterator[HeldOutRow]:
-    column = config.data.text_column or blocks.text_column
+    form = row_format(blocks, config)
     for start in range(0, size, _ROWS_AT_ONCE):
         for number, row in enumerate(blocks.read_rows(block_id, start, min(start + _ROWS_AT_ONCE, size))):
-            value = value_of(row, column)
+            value = example_of(row, form)
             if value is not None and sides.holds(value):
                 yield HeldOutRow(value, block_id, start + number)

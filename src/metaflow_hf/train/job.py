@@ -341,7 +341,7 @@ class TrainingJob:
                 Path(model_dir),
                 training=training,
                 heldout=heldout,
-                config=self.config,
+                config=self._dated(Path(base_dir)),
                 plan=plan,
                 model=model,
                 events=events,
@@ -349,6 +349,13 @@ class TrainingJob:
             )
         store_results(self._lineage_store(), outcome, events)
         return outcome
+
+    def _dated(self, model_dir: Path) -> TrainConfig:
+        """The configuration with the date that the lineage's chat template prints."""
+        from metaflow_hf.train.encoding import with_template_date
+        from metaflow_hf.train.lineage import Lineage
+
+        return with_template_date(self.config, model_dir, Lineage(self._lineage_store()).spec())
 
     def heldout_texts(self) -> list[Any]:
         """Texts and conversations that no worker trains, as ``evaluate`` measures them."""
@@ -389,13 +396,14 @@ class TrainingJob:
 
     def _open(self, key: str) -> "BlockManager":
         from metaflow_hf.data import BlockManager
+        from metaflow_hf.train.blocks import format_settings
 
         data = self.config.data
         return BlockManager(
             configured_store().child(key),
             data.samples_per_block,
             self._chunk_size(),
-            text_column=data.text_column,
+            **format_settings(data),
         )
 
     def _chunk_size(self) -> int:

@@ -8,18 +8,28 @@ from torch import nn
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
+from metaflow_hf.data.formats import Example
 from metaflow_hf.events import Evaluated
+from metaflow_hf.train.encoding import template_date
 from metaflow_hf.train.evaluation import Evaluation, evaluate
 from metaflow_hf.train.generation import generate
-from metaflow_hf.train.heldout import Value, measured_rows
+from metaflow_hf.train.heldout import measured_rows
 from metaflow_hf.train.validation import Measured
 
 
-def measure(model: nn.Module, tokenizer: Any, texts: list[Value], config: TrainConfig) -> Measured:
+def measure(model: nn.Module, tokenizer: Any, texts: list[Example], config: TrainConfig) -> Measured:
     """The figures on ``texts`` and the samples, with the lengths, seeds and counts of the configuration."""
     settings = config.evaluation
+    data = config.data
     figures = evaluate(
-        model, texts, tokenizer, sequence_length=config.data.sequence_length, loss_on=config.data.loss_on
+        model,
+        texts,
+        tokenizer,
+        sequence_length=data.sequence_length,
+        packing=data.packing,
+        loss_on=data.loss_on,
+        on_bad_row=data.on_bad_row,
+        template_date=template_date(config),
     )
     written = generate(
         model,
@@ -45,7 +55,7 @@ def measuring(
     config: TrainConfig,
 ) -> Callable[[], Measured]:
     """``measure`` of a model that changes; the held-out rows are read when it is first asked."""
-    texts: list[Value] = []
+    texts: list[Example] = []
 
     def look() -> Measured:
         if not texts:

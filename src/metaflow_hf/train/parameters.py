@@ -48,6 +48,8 @@ def configured(
         given["rounds"] = {"max_tokens": max_tokens}
     if num_gpus is not None:
         given.setdefault("rounds", {})["workers"] = _branches(num_gpus, config.rounds.gpus_per_worker)
+    if config.data.chat_template is not None:
+        given.setdefault("data", {})["chat_template"] = _template_text(config.data.chat_template)
     config = config.replace(**given)
     for path, value, flag in (
         ("model.repo_id", config.model.name, "--repo_id"),
@@ -76,6 +78,20 @@ def _check_model(model: ModelConfig) -> None:
             f"model.repo_id: {model.repo_id!r} is neither the id of a repository (owner/name) nor the path of a directory: "
             "write ./name for a local directory."
         ) from error
+
+
+def _template_text(template: str) -> str:
+    """The text of a template that lies on this machine, so that other machines have it too; a name of one that the
+    tokenizer brings along stays a name.
+    """
+    from metaflow_hf.data.chat import read_chat_template
+
+    try:
+        return read_chat_template(template)
+    except ConfigError:
+        if "/" in template or "\\" in template or template.endswith(".jinja"):
+            raise
+        return template
 
 
 def _branches(num_gpus: int, per_branch: int) -> int:

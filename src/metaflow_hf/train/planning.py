@@ -14,39 +14,49 @@ import yaml
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
-from metaflow_hf.data.batches import IGNORE_INDEX, encode_rows
+from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.train.architecture import read_architecture
-from metaflow_hf.train.feed import check_tokens
+from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
+from metaflow_hf.train.evaluation import passages
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
-from metaflow_hf.train.heldout import NO_COPIES, Copies, HeldOut
+from metaflow_hf.train.heldout import NO_COPIES, Copies, held_out, measured_rows, training_samples
 from metaflow_hf.train.models import (
     compute_dtype,
+    declared_positions,
     export_dtype,
     load_model,
-    load_tokenizer,
     prepare,
 )
 from metaflow_hf.train.records import Spec
+from metaflow_hf.train.spec import order_of
 from metaflow_hf.train.speed import tokens_per_second
+from metaflow_hf.train.survey import Survey, Surveyor
 
 logger = logging.getLogger("metaflow_hf.train")
 
-SAMPLED_ROWS: Final = 200
 FEW_ROUNDS: Final = 40
+# Steps that hold less than this share of the configured batch are worth a word.
+SMALL_BATCH: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extent:
-    """How much there is: ``samples`` an epoch, held-out ones included, in ``num_positions`` claims of ``claim_samples``
-    over all.
+    """How much there is: ``samples`` an epoch, held-out ones included, in ``num_positions`` claims over all.
+
+    ``order`` is that of a specification: seed, epochs, and samples of a chunk and of a claim.
     """
 
     lineage: str
     samples: int
-    claim_samples: int
+    order: Mapping[str, Any]
     num_positions: int
     max_tokens: int | None
+
+    @property
+    def claim_samples(self) -> int:
+        """Rows of a claim."""
+        return int(self.order["claim_samples"])
 
     @classmethod
     def of(cls, spec: Spec) -> Self:
@@ -54,7 +64,7 @@ class Extent:
         return cls(
             lineage=spec.lineage,
             samples=int(spec.order["num_samples"]),
-            claim_samples=int(spec.order["claim_samples"]),
+            order=spec.order,
             num_positions=spec.num_positions,
             max_tokens=spec.max_tokens,
         )
@@ -71,17 +81,18 @@ def make_plan(
     speed: float | None = None,
     copies: Copies = NO_COPIES,
 ) -> Plan:
-    """The plan of a run. Tokens are estimated from some rows of the dataset, steps from tokens.
+    """The plan of a run. Small datasets are counted as a whole, of larger ones some claims are prepared.
 
     ``copies`` are those of the evaluation dataset (``count_copies``). ``speed`` is that of one worker in tokens a second, which is otherwise measured on this machine where that is cheap.
     """
     parameters, trained = _count_parameters(model_dir, config)
-    samples = round(extent.samples * (1 - HeldOut.of(extent.samples, config).fraction)) - copies.found
-    sampled = _sample(training, model_dir, config)
-    per_sample = sampled.tokens_per_sample
-    available = round(samples * config.data.epochs * per_sample)
+    found = look(extent, training, heldout, model_dir=model_dir, config=config)
+    rows = extent.samples
+    samples = found.scaled(found.trained, rows)
+    per_sample = found.tokens_per_row
+    available = found.scaled(found.tokens, rows) * config.data.epochs
     tokens = min(available, extent.max_tokens or available)
-    per_claim = per_sample * extent.claim_samples * samples / extent.samples
+    per_claim = per_sample * extent.claim_samples * samples / rows
     per_step = config.data.batch_size * config.data.sequence_length
     per_step *= config.optimizer.gradient_accumulation_steps
     workers = config.rounds.workers
@@ -89,8 +100,8 @@ def make_plan(
     # Of the rows looked at, all may be longer than what is trained.
     in_claims = tokens / per_claim if per_claim else 0.0
     rounds = 0 if speed is None or not per_claim else _rounds(tokens, per_claim, speed, config)
-    claims = min(extent.num_positions, math.ceil(in_claims))
-    manifest = training.manifest
+    claims = min(extent.num_positions, math.ceil(extent.num_positions * tokens / available))
+    manifest, form = training.manifest, row_format(training, config)
     memory = memory_of_worker(model_dir, config, _likely_dtype(config))
     return Plan(
         base_model=config.model.name,
@@ -101,13 +112,13 @@ def make_plan(
         trainable_parameters=trained,
         samples=samples,
         heldout_samples=min(
-            heldout.manifest.total_samples if heldout else extent.samples - samples,
+            heldout.manifest.total_samples if heldout else found.scaled(found.held_out, rows),
             config.evaluation.max_samples,
         ),
         tokens=tokens,
         claims=claims,
         claim_samples=extent.claim_samples,
-        steps=max(claims, math.ceil(tokens / per_step)),
+        steps=max(claims, math.ceil(found.steps * tokens / found.tokens)),
         rounds=rounds,
         seconds=None if speed is None else tokens / (speed * workers),
         workers=workers,
@@ -123,9 +134,19 @@ def make_plan(
             *copies.notes(),
             *_notes(extent, in_claims, available, workers),
             *_few_rounds(rounds, in_claims, config),
-            *_small_claims(per_claim, per_step, config),
-            *sampled.notes(config),
+            *_small_batches(found, config),
+            *_long_documents(found, config),
+            *_template_notes(found),
         ),
+        format=form.name,
+        columns=dict(form.columns),
+        rows=rows + manifest.skipped_rows,
+        heldout_rows=found.scaled(found.held_out, rows),
+        skipped=_skipped(found, rows, manifest.skipped_rows, config),
+        labelled_fraction=found.labelled_fraction,
+        batch_sequences=found.sequences_per_step,
+        is_exact=found.is_whole and found.rows == rows,
+        example=found.example,
         configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=_versions(),
     )
@@ -165,23 +186,77 @@ def _few_rounds(rounds: int, claims: float, config: TrainConfig) -> list[str]:
     return [f"{note}: set rounds.seconds to {seconds * rounds / FEW_ROUNDS:.2g} or less (now {seconds:g})."]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """What some rows of the dataset say about all."""
+def look(
+    extent: Extent,
+    training: BlockManager,
+    heldout: BlockManager | None,
+    *,
+    model_dir: Path,
+    config: TrainConfig,
+) -> Survey:
+    """The rows as they will be trained, and those that will be measured, prepared with the model's tokenizer.
 
-    documents: int
-    long_documents: int
-    tokens_per_sample: float
+    Raises ``BadRowError`` for a row that cannot be used, ``ConfigError`` when nothing would be learned, or nothing
+    could be measured.
+    """
+    tokenizer = training_tokenizer(model_dir, config)
+    text = read_architecture(model_dir, config.model).get_text_config(decoder=True)
+    encoder = example_encoder(tokenizer, row_format(training, config), config)
+    if heldout is not None or config.data.evaluation_dataset is None:
+        measured = passages([row.value for row in measured_rows(training, heldout, config)], encoder)
+        if not any(passage.predicted for passage in measured):
+            raise ConfigError(
+                f"none of the held-out rows of {config.data.evaluation_dataset or config.data.dataset} has anything to "
+                "be predicted: name another data.evaluation_dataset."
+            )
+    surveyor = Surveyor(
+        training,
+        encoder,
+        config,
+        held_out=held_out(training, heldout, config, samples=extent.samples),
+        max_positions=declared_positions(model_dir, config.model),
+        max_tokens=getattr(text, "vocab_size", None),
+    )
+    sizes = training_samples([block.sample_count for block in training.manifest.blocks], config)
+    return surveyor.survey(order_of(extent.order, sizes))
 
-    def notes(self, config: TrainConfig) -> list[str]:
-        policy = config.data.long_documents
-        if not self.long_documents or policy == "split":
-            return []
-        share = math.ceil(100 * self.long_documents / self.documents)
-        what = "are left out" if policy == "drop" else "are cut off there"
-        length = config.data.sequence_length
-        note = f"about {share} % of the documents are longer than data.sequence_length = {length:,} tokens and {what}"
-        return [f"{note} (data.long_documents: {policy})."]
+
+def _skipped(found: Survey, rows: int, at_building: int, config: TrainConfig) -> dict[str, int]:
+    """The rows that are not used, by reason; those that were left out when the blocks were built are blank ones, or
+    unusable ones where these are to be skipped.
+    """
+    counts = {reason: found.scaled(count, rows) for reason, count in found.skipped.items()}
+    if at_building:
+        reason = "blank" if config.data.on_bad_row == "raise" else "blank or malformed"
+        counts[reason] = counts.get(reason, 0) + at_building
+    return counts
+
+
+def _template_notes(found: Survey) -> list[str]:
+    notes = []
+    if found.without_thoughts:
+        share = math.ceil(100 * found.without_thoughts / found.documents)
+        notes.append(
+            f"the chat template leaves out the thoughts of about {share} % of the examples: they are not trained. Set "
+            "data.chat_template to one that keeps them."
+        )
+    if found.documents > found.trained:
+        notes.append(
+            f"the chat template renders earlier turns in another way than the last one, so each turn is an example of its "
+            f"own with its history: {found.documents / found.trained:.1f} examples a row, and as many times the tokens."
+        )
+    return notes
+
+
+def _long_documents(found: Survey, config: TrainConfig) -> list[str]:
+    policy = config.data.long_documents
+    if not found.left_out or policy == "split":
+        return []
+    share = math.ceil(100 * found.left_out / found.documents)
+    what = "are left out" if policy == "drop" else "are cut off there"
+    length = config.data.sequence_length
+    note = f"about {share} % of the documents are longer than data.sequence_length = {length:,} tokens and {what}"
+    return [f"{note} (data.long_documents: {policy})."]
 
 
 def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
@@ -191,48 +266,17 @@ def _count_parameters(model_dir: Path, config: TrainConfig) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
 
 
-def _sample(blocks: BlockManager, model_dir: Path, config: TrainConfig) -> _Sample:
-    """Documents of rows spread over the first blocks, with the mean tokens (ends included) that a row trains."""
-    tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
-    data = config.data
-    rows: list[dict[str, Any]] = []
-    sizes = [block.sample_count for block in blocks.manifest.blocks][:4]
-    for block_id, size in enumerate(sizes):
-        rows += blocks.read_rows(block_id, 0, min(size, SAMPLED_ROWS // len(sizes)))
-    documents = encode_rows(
-        rows,
-        tokenizer,
-        text_column=data.text_column or blocks.text_column,
-        loss_on=data.loss_on,
-        on_bad_row=data.on_bad_row,
-    )
-    text = read_architecture(model_dir, config.model).get_text_config(decoder=True)
-    check_tokens(documents, tokenizer, getattr(text, "vocab_size", None))
-    if not documents:
-        return _Sample(0, 0, 0.0)
-    # Whole documents have no length that is too long.
-    limit = math.inf if config.rollout.use_chunked_training is True else data.sequence_length
-    counted, long = 0, 0
-    for document in documents:
-        labels, is_long = document.labels, len(document.input_ids) + 1 > limit
-        long += is_long
-        if is_long and data.long_documents == "drop":
-            continue
-        if is_long and data.long_documents == "truncate":
-            labels = labels[: data.sequence_length - 1]
-        counted += sum(label != IGNORE_INDEX for label in labels) + 1
-    return _Sample(len(documents), long, counted / len(documents))
-
-
-def _small_claims(per_claim: float, per_step: int, config: TrainConfig) -> list[str]:
-    """A note where a claim is less than a step, which ends with its claim."""
-    steps = config.optimizer.gradient_accumulation_steps
-    if steps == 1 or per_claim >= per_step:
+def _small_batches(found: Survey, config: TrainConfig) -> list[str]:
+    """A note where a step holds far fewer sequences than were asked for, because it ends with its claim."""
+    wanted = config.data.batch_size * config.optimizer.gradient_accumulation_steps
+    if found.sequences_per_step >= SMALL_BATCH * wanted:
         return []
-    note = f"a step ends with its claim, of about {per_claim:,.0f} tokens here, and could hold {per_step:,} "
-    return [
-        f"{note}(optimizer.gradient_accumulation_steps: {steps}): raise rounds.claim_samples for larger steps."
-    ]
+    note = (
+        f"a step takes {found.sequences_per_step:.1f} sequences on average, not {wanted} (data.batch_size x "
+        "optimizer.gradient_accumulation_steps), because it ends with its claim: raise rounds.claim_samples, or lower "
+        "data.sequence_length."
+    )
+    return [note]
 
 
 def _notes(extent: Extent, claims: float, available: int, workers: int) -> list[str]:

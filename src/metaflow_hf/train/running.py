@@ -23,12 +23,19 @@ from metaflow_hf.store.probing import probe
 from metaflow_hf.train.architecture import called
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
+from metaflow_hf.train.encoding import (
+    example_encoder,
+    row_format,
+    rows_of_step,
+    training_tokenizer,
+    with_template_date,
+)
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_attempts, this_process
 from metaflow_hf.train.heldout import HeldOut, held_out, training_samples
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
-from metaflow_hf.train.models import load_parts, load_tokenizer, load_trainable, prepare, trained_parameters
+from metaflow_hf.train.models import load_parts, load_trainable, prepare, trained_parameters
 from metaflow_hf.train.nonfinite import save_bad_step
 from metaflow_hf.train.outcome_check import check_trained
 from metaflow_hf.train.pinning import sources_of
@@ -68,8 +75,11 @@ def start_lineage(
     probe(store)
     target = Lineage(store)
     manifest = blocks.wait_complete()
+    is_new = not store.children("rounds")
+    asked = config
+    config = with_template_date(asked, model_dir, None if is_new else target.spec())
     sides = held_out(blocks, heldout, config)
-    if not store.children("rounds"):
+    if is_new:
         with tempfile.TemporaryDirectory(prefix="lineage-") as scratch:
             weights = _store_initial_weights(target, Path(scratch), model_dir, config)
         sources = sources_of(
@@ -80,6 +90,7 @@ def start_lineage(
         )
         ours = _spec(blocks, model_dir, config, lineage, weights, sides)
         spec = target.create_spec(msgspec.structs.replace(ours, sources=sources))
+        config = with_template_date(asked, model_dir, spec)
         check_same(spec, _spec(blocks, model_dir, config, lineage, weights, sides, resolved=spec))
         first = Round(nonce=new_nonce(), round=0, parent=None, weights=spec.initial_weights)
         target.create_round(first)
@@ -131,6 +142,7 @@ def train_worker(
     reasons = StopReasons(stop or threading.Event(), grace=pace.grace, notice=notice, clock=clock)
     target = Lineage(store)
     spec, sides = target.spec(), held_out(blocks, heldout, config)
+    config = with_template_date(config, model_dir, spec)
     check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, sides, resolved=spec))
     newest = target.newest()
     if newest is not None and newest.manifest.final:
@@ -152,14 +164,13 @@ def train_worker(
 
     with open_team(model_dir, config, place) as team:
         model = load_trainable(model_dir, config, place)
-        tokenizer = load_tokenizer(model_dir, trust_remote_code=config.model.trust_remote_code)
+        tokenizer = training_tokenizer(model_dir, config)
         trainer = ModelTrainer(
             model,
-            tokenizer,
+            example_encoder(tokenizer, row_format(blocks, config), config),
             blocks,
             order,
             config,
-            text_column=config.data.text_column or blocks.text_column,
             device=place,
             held_out=sides,
             progress=progress,
@@ -257,6 +268,10 @@ def _spec(
     """The specification that this configuration asks for; ``auto`` takes what an existing one resolved it to."""
     if resolved is not None and config.rounds.claim_samples == "auto":
         config = config.replace(rounds={"claim_samples": resolved.order["claim_samples"]})
+    form, rows = row_format(blocks, config), 1
+    if config.rounds.claim_samples == "auto":
+        encoder = example_encoder(training_tokenizer(model_dir, config), form, config)
+        rows = rows_of_step(blocks, encoder, config)
     return make_spec(
         config,
         lineage=lineage,
@@ -265,6 +280,8 @@ def _spec(
         model_dir=model_dir,
         initial_weights=weights,
         evaluation_rows=sides.digest,
+        form=form,
+        step_rows=rows,
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import ConfigError, LineageMismatch
 from metaflow_hf.store.objects import encode_json
@@ -17,6 +18,8 @@ from metaflow_hf.train.heldout import training_samples
 from metaflow_hf.train.records import Payload, Spec, digest_of, flatten
 
 CLAIMS_PER_WORKER: Final = 160
+# Fewer than so many for each worker are not worth a full step.
+FEWEST_CLAIMS: Final = 16
 # What transformers notes about itself in a config.json; it does not change the model.
 _TOKENIZER_FILES: Final = (
     "tokenizer*",
@@ -44,16 +47,23 @@ class BlocksManifest(Protocol):
     def blocks(self) -> Sequence[Any]: ...
 
 
-def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int) -> int:
+def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int, *, step_rows: int = 1) -> int:
     """Rows per claim: what the configuration says, or for ``auto`` as many as leave each worker enough claims.
 
-    Enough are four claims in each of 40 rounds, so that a claim is at most a quarter of a round; a claim holds
-    at least one row. Divides ``chunk_size``.
+    Enough are four claims in each of 40 rounds, so that a claim is at most a quarter of a round. A step ends with its
+    claim, so with ``auto`` a claim has at least the ``step_rows`` rows that fill one, where that leaves each worker
+    a few claims. Divides ``chunk_size``.
     """
     wanted = config.rounds.claim_samples
     if wanted == "auto":
-        rows = num_samples * config.data.epochs // (CLAIMS_PER_WORKER * config.rounds.workers)
-        return max(size for size in _divisors(chunk_size) if size <= max(rows, 1))
+        share = num_samples * config.data.epochs // config.rounds.workers
+        fine, sizes = max(share // CLAIMS_PER_WORKER, 1), _divisors(chunk_size)
+        chosen = max(size for size in sizes if size <= fine)
+        if chosen >= step_rows:
+            return chosen
+        coarse = max(share // FEWEST_CLAIMS, 1)
+        filling = [size for size in sizes if step_rows <= size <= coarse]
+        return min(filling, default=max(size for size in sizes if size <= max(coarse, fine)))
     if chunk_size % wanted:
         near = min(_divisors(chunk_size), key=lambda size: abs(size - wanted))
         raise ConfigError(
@@ -72,10 +82,12 @@ def make_spec(
     model_dir: Path,
     initial_weights: Payload,
     evaluation_rows: str | None = None,
+    form: DetectedFormat | None = None,
+    step_rows: int = 1,
 ) -> Spec:
     """The specification of a new lineage.
 
-    ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``).
+    ``form`` is the format of the rows, ``step_rows`` about how many of them fill an optimizer step; ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``).
     Raises ``ConfigError`` for an incomplete or too small dataset.
     """
     if not manifest.is_complete:
@@ -88,10 +100,10 @@ def make_spec(
         "shuffle": config.data.shuffle,
         "epochs": config.data.epochs,
         "chunk_samples": chunk_size,
-        "claim_samples": claim_samples(config, chunk_size, sum(samples)),
+        "claim_samples": claim_samples(config, chunk_size, sum(samples), step_rows=step_rows),
         "num_samples": sum(samples),
     }
-    values = hyperparameters(config, model_dir, evaluation_rows)
+    values = hyperparameters(config, model_dir, evaluation_rows, form)
     dataset = {"key": manifest.dataset_name, "digest": manifest.digest}
     return Spec(
         lineage=lineage,
@@ -118,7 +130,10 @@ def order_of(order: Mapping[str, Any], samples: Sequence[int]) -> ClaimOrder:
 
 
 def hyperparameters(
-    config: TrainConfig, model_dir: Path, evaluation_rows: str | None = None
+    config: TrainConfig,
+    model_dir: Path,
+    evaluation_rows: str | None = None,
+    form: DetectedFormat | None = None,
 ) -> dict[str, Any]:
     """Everything in a configuration that changes the mathematics, and the architecture in ``model_dir``."""
     return {
@@ -140,6 +155,7 @@ def hyperparameters(
             "long_documents": config.data.long_documents,
             "loss_on": config.data.loss_on,
             "text_column": config.data.text_column,
+            **_format(config, form),
             "heldout_samples": None if config.data.evaluation_dataset else config.data.heldout_samples,
             "evaluation_rows": evaluation_rows,
         },
@@ -162,6 +178,20 @@ def hyperparameters(
             },
         ),
     }
+
+
+def _format(config: TrainConfig, form: DetectedFormat | None) -> dict[str, Any]:
+    """How rows are read and rendered, where that is not as plain text."""
+    data = config.data
+    template = data.chat_template and digest_of(data.chat_template.encode())
+    is_plain = form is None or form.name == "text"
+    values = {
+        "format": None if is_plain or form is None else form.name,
+        "columns": None if is_plain or form is None else dict(form.columns),
+        "chat_template": template,
+        "template_date": data.template_date,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
 def tokenizer_digest(model_dir: Path) -> str:

@@ -19,6 +19,7 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import NonFiniteLoss
 from metaflow_hf.store.objects import Digest
 from metaflow_hf.train.engine import Engine
@@ -84,12 +85,11 @@ class ModelTrainer:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        encoder: ExampleEncoder,
         rows: RowReader,
         order: ClaimOrder,
         config: TrainConfig,
         *,
-        text_column: str,
         device: torch.device,
         held_out: HeldOut = NOTHING_HELD_OUT,
         progress: Callable[[], None] = lambda: None,
@@ -101,9 +101,8 @@ class ModelTrainer:
         self._feed = Feed(
             rows,
             order,
-            tokenizer,
+            encoder,
             config,
-            text_column=text_column,
             max_positions=known_positions(model),
             max_tokens=known_tokens(model),
             held_out=held_out,

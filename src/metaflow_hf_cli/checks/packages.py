@@ -16,7 +16,7 @@ _SHOWN: Final = ("metaflow", "huggingface_hub", "datasets", "transformers", "tor
 _EXTRAS: Final = {
     "peft": "peft",
     "bitsandbytes": "bitsandbytes",
-    "documents": "pypdf",
+    "documents": "pypdfium2",
     "tensorboard": "tensorboard",
     "trackio": "trackio",
     "wandb": "wandb",

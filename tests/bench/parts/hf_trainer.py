@@ -19,6 +19,7 @@ from metaflow_hf.data.ledger import Claim
 from metaflow_hf.demo import tiny_models, tiny_tokenizers
 from metaflow_hf.store import ObjectStore
 from metaflow_hf.train import start_lineage, train_worker
+from metaflow_hf.train.encoding import example_encoder
 from metaflow_hf.train.feed import Feed
 from metaflow_hf.train.heldout import held_out, training_samples
 from metaflow_hf.train.lineage import Lineage
@@ -137,9 +138,8 @@ def batches_of(setting: Setting, store: ObjectStore, steps: int) -> list[Batch]:
         feed = Feed(
             blocks,
             order,
-            load_tokenizer(setting.model_dir),
+            example_encoder(load_tokenizer(setting.model_dir), blocks.format, setting.config),
             setting.config,
-            text_column="text",
             held_out=held_out(blocks, None, setting.config),
         )
         with closing(feed):

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.data.ledger import Claim
 from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.demo import corpus, tiny_models, tiny_tokenizers
 from metaflow_hf.store import ObjectStore
+from metaflow_hf.train.encoding import example_encoder
 from metaflow_hf.train.evaluation import evaluate
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
@@ -231,11 +233,10 @@ class Training:
     def _new_trainer(self) -> ModelTrainer:
         return ModelTrainer(
             self._new_model(),
-            self.tokenizer,
+            example_encoder(self.tokenizer, DetectedFormat("text", {"text": "text"}), self.setting.config),
             self.text,
             self.order,
             self.setting.config,
-            text_column="text",
             device=torch.device("cpu"),
         )
 

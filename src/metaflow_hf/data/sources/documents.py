@@ -1,8 +1,9 @@
 """Documents (pdf, docx, html, markdown) as rows of text, each with where it came from.
 
-A page of a PDF is a row; any other document is one row. The columns are ``text``, ``source`` (the file, relative
-to the directory or repository), ``format``, ``title`` (where the document says one), and ``page`` of ``pages``, or
-``part`` of ``parts``. A page without text, such as a scan, is a row without text: counted and skipped.
+A document is one row; with ``documents="pages"`` each page of a PDF is one. The columns are ``text``, ``source`` (the
+file, relative to the directory or repository), ``format``, ``title`` (where the document says one), and ``part`` of
+``parts``, or ``page`` of ``pages``. A document or page without text, such as a scan, is a row without text: counted
+and skipped.
 
 The libraries that read them are the extra ``metaflow-hf[documents]``; markdown needs none.
 """
@@ -19,13 +20,15 @@ from itertools import islice
 from typing import Any, Final
 
 from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
-from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.manifest import Cursor, Documents
 from metaflow_hf.data.sources.compression import OpenableFile, open_content
 from metaflow_hf.errors import ConfigError
 
 logger = logging.getLogger("metaflow_hf.data")
 
 BATCH_PAGES: Final = 50
+# Grows when the same documents give another text than before: it is part of a dataset's key.
+DOCUMENT_RULES: Final = 1
 # What parsers of foreign bytes are known to raise besides their own errors.
 _DAMAGE: Final[tuple[type[Exception], ...]] = (
     ArithmeticError,
@@ -42,7 +45,7 @@ _DAMAGE: Final[tuple[type[Exception], ...]] = (
     zlib.error,
 )
 
-Parse = Callable[[bytes], Iterator[dict[str, Any]]]
+Parse = Callable[[str, bytes, Documents], Iterator[dict[str, Any] | Unreadable]]
 
 
 def document_format(name: str) -> str | None:
@@ -58,14 +61,19 @@ def only_documents(names: Iterable[str]) -> list[str]:
     ]
 
 
-def read_document(file: OpenableFile, cursor: Cursor) -> Iterator[InputRows]:
+def read_document(
+    file: OpenableFile, cursor: Cursor, *, documents: Documents = "whole"
+) -> Iterator[InputRows]:
     """The rows of one document from the cursor's on; one that cannot be read is an ``Unreadable`` row.
 
     Raises ``ConfigError`` when the extra that reads documents is not installed.
     """
+    if cursor.row and (documents == "whole" or not _has_pages(file.name)):
+        # The one row that there is was read before.
+        return
     with open_content(file) as stream:
         data = stream.read()
-    rows = islice(_rows(file.name, data), cursor.row, None)
+    rows = islice(_rows(file.name, data, documents), cursor.row, None)
     first = cursor.row
     while batch := list(islice(rows, BATCH_PAGES)):
         yield InputRows(batch, file.name, first, partial(_after, cursor.file, first))
@@ -76,12 +84,19 @@ def _after(file: int, first: int, count: int) -> Cursor:
     return Cursor(file=file, row=first + count)
 
 
-def _rows(name: str, data: bytes) -> Generator[InputRow]:
+def _has_pages(name: str) -> bool:
+    return document_format(name) == ".pdf"
+
+
+def _rows(name: str, data: bytes, documents: Documents) -> Generator[InputRow]:
     ending = document_format(name) or ""
     kind, parse = PARSERS[ending]
     has_text = False
     try:
-        for row in parse(data):
+        for row in parse(name, data, documents):
+            if isinstance(row, Unreadable):
+                yield row
+                continue
             has_text = has_text or bool(row["text"])
             yield {"text": row.pop("text"), "source": name, "format": kind, **row}
     except ImportError as error:
@@ -109,48 +124,64 @@ def _damage_named(kind: str, *kinds: type[Exception]) -> Iterator[None]:
         raise _Unreadable(f"not a readable {kind} document: {reason}") from error
 
 
-def _pdf_rows(data: bytes) -> Iterator[dict[str, Any]]:
-    import pypdf
-    from pypdf.errors import PyPdfError
+def _pdf_rows(name: str, data: bytes, documents: Documents) -> Iterator[dict[str, Any] | Unreadable]:
+    """One row, or a row for each page; with a damaged page the whole document is unreadable, or that page."""
+    from metaflow_hf.data.sources.pdf.extraction import DamagedError, PasswordNeededError, read_pages
+    from metaflow_hf.data.sources.pdf.geometry import Page
+    from metaflow_hf.data.sources.pdf.text import document_text, page_texts
 
-    with _damage_named("PDF", PyPdfError):
-        reader = pypdf.PdfReader(io.BytesIO(data))
-        # Many files are encrypted with no password, only to forbid changes.
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise _Unreadable("the PDF is encrypted and needs a password")
-        pages = len(reader.pages)
-        title = _title(reader.metadata.title if reader.metadata else None)
-    for number in range(pages):
-        with _damage_named("PDF", PyPdfError):
-            text = reader.pages[number].extract_text()
-        yield {"text": _storable(text), "title": title, "page": number + 1, "pages": pages}
+    try:
+        pdf = read_pages(data)
+    except PasswordNeededError as error:
+        raise _Unreadable("the PDF is encrypted and needs a password") from error
+    except DamagedError as error:
+        raise _Unreadable(f"not a readable PDF document: {error}") from error
+    title, number_of_pages = _title(pdf.title), len(pdf.pages)
+    pages = [page for page in pdf.pages if isinstance(page, Page)]
+    damaged = {
+        number: f"page {number + 1} of the PDF is damaged: {page}"
+        for number, page in enumerate(pdf.pages)
+        if not isinstance(page, Page)
+    }
+    pictures = [page.number + 1 for page in pages if page.has_pictures and not page.rows]
+    if pictures and len(pictures) < number_of_pages:
+        shown = ", ".join(map(str, pictures[:5])) + (", …" if len(pictures) > 5 else "")
+        logger.warning(
+            "%s: %d of %d pages are pictures without text and need OCR first: %s",
+            name,
+            len(pictures),
+            number_of_pages,
+            shown,
+        )
+    if documents == "whole":
+        if damaged:
+            raise _Unreadable("; ".join(damaged.values()))
+        yield {"text": _storable(document_text(pages)), "title": title, "pages": number_of_pages, **_WHOLE}
+        return
+    texts = dict(zip((page.number for page in pages), page_texts(pages), strict=True))
+    for number in range(number_of_pages):
+        if number in damaged:
+            yield Unreadable(damaged[number])
+        else:
+            text = _storable(texts[number])
+            yield {"text": text, "title": title, "page": number + 1, "pages": number_of_pages}
 
 
-def _docx_rows(data: bytes) -> Iterator[dict[str, Any]]:
+def _docx_rows(_name: str, data: bytes, _documents: Documents) -> Iterator[dict[str, Any]]:
     import docx
     from docx.opc.exceptions import OpcError
-    from docx.table import Table
     from lxml import etree
+
+    from metaflow_hf.data.sources.word import word_text
 
     with _damage_named("Word (.docx)", OpcError, etree.LxmlError):
         document = docx.Document(io.BytesIO(data))
-        lines = [
-            line
-            for item in document.iter_inner_content()
-            for line in (_table_lines(item) if isinstance(item, Table) else [item.text])
-        ]
+        text = word_text(document)
         title = _title(document.core_properties.title)
-    yield {"text": _storable("\n".join(lines).strip("\n")), "title": title, **_WHOLE}
+    yield {"text": _storable(text), "title": title, **_WHOLE}
 
 
-def _table_lines(table: Any) -> Iterator[str]:
-    """A line per row, its cells apart by tabs; a merged cell counts once."""
-    for row in table.rows:
-        cells = {cell._tc: " ".join(cell.text.split()) for cell in row.cells}  # noqa: SLF001
-        yield "\t".join(cells.values())
-
-
-def _html_rows(data: bytes) -> Iterator[dict[str, Any]]:
+def _html_rows(_name: str, data: bytes, _documents: Documents) -> Iterator[dict[str, Any]]:
     from lxml import etree
 
     from metaflow_hf.data.sources.markup import html_text
@@ -160,7 +191,7 @@ def _html_rows(data: bytes) -> Iterator[dict[str, Any]]:
     yield {"text": _storable(text), "title": _title(title), **_WHOLE}
 
 
-def _markdown_rows(data: bytes) -> Iterator[dict[str, Any]]:
+def _markdown_rows(_name: str, data: bytes, _documents: Documents) -> Iterator[dict[str, Any]]:
     """The source unchanged: models read and write it."""
     with _damage_named("Markdown"):
         text = data.decode("utf-8-sig")

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Final, Protocol
 
 import msgspec
 
-from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.manifest import Cursor, Documents
 from metaflow_hf.data.rows import InputLines, InputRows, Unreadable
 from metaflow_hf.data.sources.readers import reader_for
 
@@ -31,13 +31,14 @@ class SourceFile(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource:
-    """The rows of ``files``, one file after the other."""
+    """The rows of ``files``, one file after the other; ``documents`` says what a row of a PDF is."""
 
     name: str
     source: str
     files: Sequence[SourceFile]
     source_digest: str = ""
     commit_hash: str | None = None
+    documents: Documents = "whole"
 
     def first_rows(self) -> list[Mapping[str, Any]]:
         with closing(self.batches(Cursor())) as batches:
@@ -51,7 +52,7 @@ class FileSource:
         for number in range(cursor.file, len(self.files)):
             file = self.files[number]
             begin = cursor if number == cursor.file else Cursor(file=number)
-            yield from reader_for(file.name)(file, begin)
+            yield from reader_for(file.name, documents=self.documents)(file, begin)
 
 
 def _as_mapping(row: bytes | Mapping[str, Any] | Unreadable) -> Mapping[str, Any] | None:

@@ -1,14 +1,16 @@
 """From what the user wrote to a source of rows."""
 
+import dataclasses
 import re
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import unquote, urlsplit
 
-from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.manifest import Cursor, Documents
 from metaflow_hf.data.rows import InputLines, InputRows
-from metaflow_hf.errors import SelectionError
+from metaflow_hf.data.sources.files import FileSource
+from metaflow_hf.errors import ConfigError, SelectionError
 from metaflow_hf.references import SnapshotRef
 
 HUB_SCHEME: Final = "hf://"
@@ -45,13 +47,24 @@ class Source(Protocol):
         ...
 
 
-def open_source(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Source:
+def open_source(
+    location: str | Path | SnapshotRef | Mapping[str, Any], *, documents: Documents = "whole"
+) -> Source:
     """The source at ``hf://[owner/]name[:config[:split]][@revision]``, at a local file or directory, at the URI of a
     store (an object, a prefix, or a dataset of blocks), or in the snapshot of a dataset that a reference names.
 
-    Raises ``SelectionError`` for a place that does not exist or holds nothing readable, and the errors of the hub
-    and of the store.
+    With ``documents="pages"`` each page of a PDF is a row of its own, otherwise each document is one row.
+
+    Raises ``SelectionError`` for a place that does not exist or holds nothing readable, ``ConfigError`` for another
+    value of ``documents``, and the errors of the hub and of the store.
     """
+    if documents not in ("whole", "pages"):
+        raise ConfigError(f"documents must be 'whole' or 'pages', got {documents!r}.")
+    source = _open(location)
+    return dataclasses.replace(source, documents=documents) if isinstance(source, FileSource) else source
+
+
+def _open(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Source:
     if not location or not isinstance(location, (str, Path, SnapshotRef, Mapping)):
         raise SelectionError(
             f"{type(location).__name__} {location!r:.80} names no source: give hf://…, a path, a URI of a store or a "

@@ -57,7 +57,7 @@ def read_part(source: FileSource, part: Part) -> Iterator[InputRows | InputLines
         file = source.files[number]
         begin = part.begin if number == part.begin.file else Cursor(file=number)
         if part.stop is None or number < part.last_file:
-            yield from reader_for(file.name)(file, begin)
+            yield from reader_for(file.name, documents=source.documents)(file, begin)
         elif file.name.lower().endswith(".parquet"):
             yield from read_parquet(file, begin, part.stop)
         else:

@@ -5,10 +5,11 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, BinaryIO, Final
 
-from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.manifest import Cursor, Documents
 from metaflow_hf.data.rows import AfterLine, AfterRow, InputLines, InputRow, InputRows, Unreadable, line_ends
 from metaflow_hf.data.sources.archives import ARCHIVE, opened_archive
 from metaflow_hf.data.sources.compression import (
@@ -34,11 +35,16 @@ Batch = InputRows | InputLines
 Reader = Callable[[OpenableFile, Cursor], Iterator[Batch]]
 
 
-def reader_for(name: str) -> Reader:
-    """The reader for a file's ending (below ``.gz`` or ``.zst``). Raises ``SelectionError`` for others."""
+def reader_for(name: str, *, documents: Documents = "whole") -> Reader:
+    """The reader for a file's ending (below ``.gz`` or ``.zst``); ``documents`` says what a row of a PDF is.
+
+    Raises ``SelectionError`` for other endings.
+    """
     ending = file_format(name)
     if ending is None:
         raise SelectionError(f"{name}: rows are read from {READABLE}.")
+    if ending in PARSERS:
+        return partial(read_document, documents=documents)
     return READERS[ending]
 
 
