@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,16 +17,20 @@ from metaflow_hf.train.encoding import training_tokenizer
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
+    cast,
     export_dtype,
-    load_model,
+    load_parts,
     load_weights,
     prepare,
     save_model,
     trained_parameters,
 )
+from metaflow_hf.train.outcome_check import check_trained
 from metaflow_hf.train.ranges import Positions
 from metaflow_hf.train.records import Payload
+from metaflow_hf.train.special_tokens import align_special_tokens
 from metaflow_hf.train.tensors import TensorReader
+from metaflow_hf.train.text_part import copy_processor
 from metaflow_hf.train.validation import ranked
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -51,6 +55,7 @@ def export_lineage(
     base_model: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
+    end_token_ids: Sequence[int] | None = None,
 ) -> ModelRef:
     """Saves the final model of a lineage with its tokenizer, once: later calls return the same reference, for as long
     as the model is stored; a deleted one is exported again while the lineage's weights are there.
@@ -61,7 +66,8 @@ def export_lineage(
     training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
     (``rounds.ema_half_life``), not both at once. Either is to be asked for first, because a collection may free its weights once the last is
     exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
-    ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final,
+    ``model_dir``. ``end_token_ids`` are the tokens that end a document or a turn in what was trained, where that is not
+    the tokenizer's end-of-sequence token alone. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
     ``NotFound`` when model and weights are both gone.
     """
     if best and ema:
@@ -83,7 +89,15 @@ def export_lineage(
     try:
         with tempfile.TemporaryDirectory(prefix="export-") as scratch:
             directory = Path(scratch) / "model"
-            write_model(lineage, weights, model_dir, config, directory, base_model=base_model)
+            write_model(
+                lineage,
+                weights,
+                model_dir,
+                config,
+                directory,
+                base_model=base_model,
+                end_token_ids=end_token_ids,
+            )
             reference = save_directory(
                 models,
                 directory,
@@ -167,12 +181,15 @@ def write_model(
     directory: Path,
     *,
     base_model: Mapping[str, Any] | None = None,
+    end_token_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes the model with these weights of a closed round, with its tokenizer, as a directory that transformers loads, or peft where
     adapters are to be saved by themselves.
     """
     seed = config.data.seed
-    model = prepare(load_model(model_dir, config.model, seed=seed), config.model, seed=seed)
+    loaded = load_parts(model_dir, config.model, seed=seed)
+    model = prepare(loaded.language, config.model, seed=seed)
+    tokenizer = training_tokenizer(model_dir, config)
     with tempfile.TemporaryDirectory(prefix="weights-") as scratch:
         files = PayloadFiles(lineage.store, Path(scratch))
         with TensorReader(files.fetch(weights)) as reader:
@@ -181,8 +198,14 @@ def write_model(
         commit = (base_model or {}).get("commit_hash")
         save_adapters(model, directory, base_model=config.model.name, revision=commit)
     else:
-        save_model(merge_adapters(model).to(export_dtype(model_dir, config.model)), directory)
-    training_tokenizer(model_dir, config).save_pretrained(directory)
+        merged = merge_adapters(model)
+        # Trained weights are the same in a language model and in the multimodal model around it.
+        whole = merged if loaded.whole is loaded.language else loaded.whole
+        align_special_tokens(whole, tokenizer, end_token_ids=end_token_ids)
+        save_model(cast(whole, export_dtype(model_dir, config.model)), directory)
+        if whole is not merged:
+            copy_processor(model_dir, directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _saves_adapter(config: TrainConfig) -> bool:
@@ -203,6 +226,7 @@ def _final(lineage: Lineage) -> ClosedRound:
             f"the lineage {spec.lineage!r} is not final: {settled} of {spec.num_positions} positions are done. Let a "
             "worker finish it: retry or resume the run, or run again with the same lineage."
         )
+    check_trained(spec, newest)
     return newest
 
 
