@@ -117,6 +117,8 @@ class _PartsReader:
         self._waiting: deque[Reading] = deque()
         self._own: Reading | None = None
         self._own_answers: Generator[Answer | EncodedRows] | None = None
+        # A CSV file that was cut at a wrong place: this process has read it to its end.
+        self._abandoned: int | None = None
         self._free_spools: list[Path] = []
         self._num_spools = 0
         self._num_deaths = 0
@@ -131,6 +133,9 @@ class _PartsReader:
         self._parts = split(self._source, cursor)
         row = cursor.row
         while (reading := self._head()) is not None:
+            if self._abandoned == reading.part.begin.file:
+                self._drop(reading)
+                continue
             first_row = 0 if reading.part.is_counted else row
             for batch in self._batches_of(reading, first_row):
                 yield batch
@@ -150,7 +155,11 @@ class _PartsReader:
             yield _numbered(_fetch(answer) if isinstance(answer, Encoded) else answer, first_row)
 
     def _read_again(self, rest: Part, first_row: int) -> Iterator[EncodedRows]:
+        """What is behind an error, which is raised here unless a CSV file was only cut at a wrong place."""
         begin = msgspec.structs.replace(rest.begin, row=rest.begin.row + first_row)
+        if rest.csv_start is not None:
+            self._abandoned = begin.file
+            rest = Part(begin, begin.file)
         with closing(read_part(self._source, replace(rest, begin=begin))) as batches:
             yield from map(self._encoder.encode, batches)
 
@@ -226,6 +235,15 @@ class _PartsReader:
         finally:
             if spool is not None:
                 spool.close()
+
+    def _drop(self, reading: Reading) -> None:
+        """Leaves a part out. Its spool stays, because a process may still write into it."""
+        self._begun.popleft()
+        if reading in self._waiting:
+            self._waiting.remove(reading)
+        if reading is self._own and self._own_answers is not None:
+            self._own_answers.close()
+            self._own = self._own_answers = None
 
     def _replace(self, dead: ReadingProcess) -> None:
         self._num_deaths += 1

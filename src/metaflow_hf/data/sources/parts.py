@@ -1,7 +1,7 @@
 """The files of a source in parts that several processes read at once.
 
-Together, in order, the parts are the rows of the source. Local JSON Lines and text files are cut at line ends, and
-local parquet files between row groups. Any other file is one part, or a part together with its neighbours. So is a
+Together, in order, the parts are the rows of the source. Local JSON Lines and text files are cut at line ends, local
+parquet files between row groups, and local CSV files where records probably begin (``csv_ranges``). Any other file is one part, or a part together with its neighbours. So is a
 file of a hub, because its checksum is compared only when it is read from its beginning to its end.
 """
 
@@ -13,13 +13,15 @@ from typing import Final, cast
 from metaflow_hf.data.manifest import Cursor
 from metaflow_hf.data.rows import InputLines, InputRows
 from metaflow_hf.data.sources.compression import damage_named
+from metaflow_hf.data.sources.csv_ranges import CsvRange, csv_cuts
 from metaflow_hf.data.sources.files import FileSource, SourceFile
 from metaflow_hf.data.sources.local import LocalFile
-from metaflow_hf.data.sources.readers import read_jsonl, read_parquet, read_text
+from metaflow_hf.data.sources.readers import read_csv, read_jsonl, read_parquet, read_text
 from metaflow_hf.errors import IntegrityError
 
 # Large enough that a process has work while the builder commits a block.
 PART_BYTES: Final = 8 * 1024 * 1024
+_CSV: Final = (".csv", ".tsv")
 _LINES: Final = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".txt": read_text, ".text": read_text}
 
 
@@ -28,7 +30,8 @@ class Part:
     """Rows from ``begin`` to the end of file number ``last_file``, or to its byte or row ``stop``.
 
     The rows of a part with ``is_counted`` false are numbered from 0, because the rows before it are not counted yet.
-    ``size_bytes`` is about the size of the part in the file.
+    ``size_bytes`` is about the size of the part in the file. ``csv_start`` is the byte at which a range of a CSV file
+    begins; its rows may be used only if all parts of the file before it were read without an error.
     """
 
     begin: Cursor
@@ -36,6 +39,7 @@ class Part:
     stop: int | None = None
     is_counted: bool = True
     size_bytes: int = 0
+    csv_start: int | None = None
 
 
 def remaining_bytes(source: FileSource, cursor: Cursor) -> int:
@@ -67,6 +71,9 @@ def read_part(source: FileSource, part: Part) -> Generator[InputRows | InputLine
         yield from replace(source, files=source.files[: part.last_file + 1]).batches(part.begin)
         return
     file = source.files[part.last_file]
+    if part.csv_start is not None:
+        yield from read_csv(CsvRange(file, part.csv_start, part.stop), part.begin)
+        return
     read = _LINES.get(_ending(file), read_parquet)
     yield from read(file, part.begin, part.stop)
 
@@ -97,7 +104,7 @@ def _ending(file: SourceFile) -> str:
 
 
 def _is_divisible(file: SourceFile) -> bool:
-    return isinstance(file, LocalFile) and (_ending(file) in _LINES or _ending(file) == ".parquet")
+    return isinstance(file, LocalFile) and _ending(file) in (*_LINES, *_CSV, ".parquet")
 
 
 def _split_file(file: SourceFile, begin: Cursor) -> Iterator[Part]:
@@ -109,6 +116,9 @@ def _split_file(file: SourceFile, begin: Cursor) -> Iterator[Part]:
                     yield Part(begin, number, row, size_bytes=size)
                     begin = Cursor(file=number, row=row)
             return
+        if _ending(file) in _CSV:
+            yield from _split_csv(file, begin)
+            return
         is_counted = begin.row > 0 or begin.offset == 0
         for offset in _line_ends(file, begin.offset):
             yield Part(begin, number, offset, is_counted, offset - begin.offset)
@@ -117,6 +127,21 @@ def _split_file(file: SourceFile, begin: Cursor) -> Iterator[Part]:
     except (OSError, IntegrityError):
         # The process that reads the part raises the error, behind the rows before it.
         yield Part(begin, number)
+
+
+def _split_csv(file: SourceFile, begin: Cursor) -> Iterator[Part]:
+    number, start = begin.file, 0
+    # A row within the file is only found by counting from its beginning.
+    cuts = csv_cuts(file, PART_BYTES // 2) if begin.row == 0 else ()
+    size = file.size
+    for cut in cuts:
+        if cut < size:
+            yield Part(Cursor(file=number), number, cut, start == 0, cut - start, csv_start=start)
+            start = cut
+    if start:
+        yield Part(Cursor(file=number), number, size, False, size - start, csv_start=start)
+    else:
+        yield Part(begin, number, size_bytes=size)
 
 
 def _line_ends(file: SourceFile, offset: int) -> Iterator[int]:
