@@ -168,6 +168,9 @@ def test_each_run_may_have_another_number_of_processes(who_reads, write, tmp_pat
         # No more processes than the size is worth: one for each half of the least size.
         ("one.jsonl", 160_000, 8, [3]),
         ("one.jsonl", 10**9, 8, []),
+        # A byte of CSV or parquet counts three times.
+        ("one.csv", 500_000, 2, [1]),
+        ("one.csv", 800_000, 2, []),
         # A file that cannot be cut is read by one process.
         ("one.csv.gz", 1000, 8, []),
     ],

@@ -30,13 +30,13 @@ from metaflow_hf.data.reading_process import Answer, Encoded, Ended, Failed, Spo
 from metaflow_hf.data.rows import AfterLine, AfterRow, EncodedRows
 from metaflow_hf.data.sources import Source
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.parts import Part, read_part, remaining_bytes, split
+from metaflow_hf.data.sources.parts import Part, read_part, remaining_work, split
 from metaflow_hf.errors import DatasetMismatch, MetaflowHFError
 
 logger = logging.getLogger("metaflow_hf.data")
 
-# Below this size a source is read faster than a second process starts.
-MIN_BYTES: Final = 48 * 1024 * 1024
+# Smaller sources (by ``remaining_work``) take no longer than a second process takes to start and be of use.
+MIN_BYTES: Final = 64 * 1024 * 1024
 # After so many deaths the machine has too little memory for this number of processes.
 MAX_DEATHS: Final = 3
 # What this process reads ahead of its turn stays in memory up to this size.
@@ -97,10 +97,10 @@ def _sendable(source: Source) -> FileSource | None:
 
 def _num_processes(source: FileSource, cursor: Cursor, num_proc: int) -> int:
     """How many processes besides this one are worth their start."""
-    size = remaining_bytes(source, cursor)
-    if size < MIN_BYTES or len(list(islice(split(source, cursor), 2))) < 2:
+    work = remaining_work(source, cursor)
+    if work < MIN_BYTES or len(list(islice(split(source, cursor), 2))) < 2:
         return 0
-    return min(num_proc - 1, int(size // (MIN_BYTES / 2)))
+    return min(num_proc - 1, int(work // (MIN_BYTES / 2)))
 
 
 class _PartsReader:

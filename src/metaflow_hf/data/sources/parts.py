@@ -21,6 +21,8 @@ from metaflow_hf.errors import IntegrityError
 
 # Large enough that a process has work while the builder commits a block.
 PART_BYTES: Final = 8 * 1024 * 1024
+# A byte of parquet, CSV or a compressed file takes at least this many times as long as one of JSON Lines.
+_OTHER_WORK: Final = 3
 _CSV: Final = (".csv", ".tsv")
 _LINES: Final = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".txt": read_text, ".text": read_text}
 
@@ -42,9 +44,14 @@ class Part:
     csv_start: int | None = None
 
 
-def remaining_bytes(source: FileSource, cursor: Cursor) -> int:
-    """The size of all files from ``cursor`` on, as stored. Files that cannot be read count as empty."""
-    sizes = (_size(file) for file in source.files[cursor.file :])
+def remaining_work(source: FileSource, cursor: Cursor) -> int:
+    """How many bytes of JSON Lines take about as long as everything from ``cursor`` on.
+
+    Files that cannot be read count as empty.
+    """
+    sizes = (
+        _size(file) * (1 if _ending(file) in _LINES else _OTHER_WORK) for file in source.files[cursor.file :]
+    )
     return max(sum(sizes) - cursor.offset, 0)
 
 
