@@ -149,6 +149,20 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(name, num_proc, who_
     assert _bytes(tmp_path / "two") == _bytes(tmp_path / "one")
 
 
+@pytest.mark.parametrize("name", ["one.jsonl", "one.parquet", "awkward.csv"])
+def test_many_batches_of_one_part(name, only_others_read, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 10**9)
+    monkeypatch.setattr(reading, "_num_processes", lambda *_: 1)
+    source = write(name)
+    if name == "one.jsonl":
+        # Five batches; the second is not the source's bytes, because a line is blank.
+        lines = source.read_bytes().splitlines(keepends=True) * 5
+        source.write_bytes(b"".join([*lines[:5000], b"\n", *lines[5000:]]))
+    build_blocks(source, tmp_path / "one", on_bad_row="skip", **SETTINGS)
+    build_blocks(source, tmp_path / "two", num_proc=2, on_bad_row="skip", **SETTINGS)
+    assert _bytes(tmp_path / "two") == _bytes(tmp_path / "one")
+
+
 def test_each_run_may_have_another_number_of_processes(who_reads, write, tmp_path):
     source = write("awkward.jsonl")
     settings = {**SETTINGS, "on_bad_row": "skip"}
