@@ -195,9 +195,9 @@ def test_the_size_decides_whether_processes_are_started(
     counts = []
 
     class CountingPool(reading.ReadingPool):
-        def __init__(self, job, num_processes):
+        def __init__(self, source, spec, num_processes):
             counts.append(num_processes)
-            super().__init__(job, num_processes)
+            super().__init__(source, spec, num_processes)
 
     monkeypatch.setattr(reading, "MIN_BYTES", min_bytes)
     monkeypatch.setattr(reading, "ReadingPool", CountingPool)

@@ -68,9 +68,8 @@ def encoded_batches(
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=SPOOL_PREFIX, dir=directory) as name:
             spool = Path(name)
-            (spool / "job").write_bytes(pickle.dumps((plain, spec)))
             with (
-                ReadingPool(spool / "job", num_processes) as pool,
+                ReadingPool(plain, spec, num_processes) as pool,
                 closing(_PartsReader(plain, spec, pool, spool)) as reader,
             ):
                 yield from reader.batches(cursor)

@@ -12,9 +12,10 @@ from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Final, Self, cast
 
-from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.manifest import Cursor, DatasetSpec
 from metaflow_hf.data.reading_process import BOOT, Answer, Ended, Failed, Ready, Task
 from metaflow_hf.data.rows import EncodedRows
+from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.parts import Part
 
 # A process with less than this to read gets another part, so that it does not wait for the builder between two.
@@ -51,13 +52,14 @@ class Reading:
 class ReadingProcess:
     """One reading process, the connection to it, and the parts that it was sent."""
 
-    def __init__(self, job: Path) -> None:
+    def __init__(self, source: FileSource, spec: DatasetSpec) -> None:
+        self._job = source, spec
         self.link, theirs = Pipe()
         self.readings: deque[Reading] = deque()
         self._is_ready = False
         with theirs:
             number = theirs.fileno()
-            command = [sys.executable, "-c", BOOT, str(number), str(job)]
+            command = [sys.executable, "-c", BOOT, str(number)]
             self._process = subprocess.Popen(command, pass_fds=[number], env=os.environ | _ENVIRONMENT)
         self._send(sys.path)
 
@@ -79,6 +81,7 @@ class ReadingProcess:
         answer: Answer | Ready = self.link.recv()
         if isinstance(answer, Ready):
             self._is_ready = True
+            self._send(self._job)
         elif self.readings[0].add(answer):
             self.readings.popleft()
 
@@ -100,13 +103,10 @@ class ReadingProcess:
 
 
 class ReadingPool:
-    """The reading processes of one build. ``job`` is a file with the pickled source and ``DatasetSpec``.
+    """The reading processes of one build."""
 
-    The file, not the connection, takes them to a process: the builder does not wait until the process has started.
-    """
-
-    def __init__(self, job: Path, num_processes: int) -> None:
-        self._job = job
+    def __init__(self, source: FileSource, spec: DatasetSpec, num_processes: int) -> None:
+        self._source, self._spec = source, spec
         self._selector = selectors.DefaultSelector()
         self.processes: list[ReadingProcess] = []
         for _ in range(num_processes):
@@ -122,7 +122,7 @@ class ReadingPool:
 
     def start(self) -> None:
         """Starts one more process."""
-        process = ReadingProcess(self._job)
+        process = ReadingProcess(self._source, self._spec)
         self.processes.append(process)
         self._selector.register(process.link, selectors.EVENT_READ, process)
 

@@ -6,7 +6,6 @@ file that are stored unchanged are not copied: what is sent is their place in th
 
 import logging
 import os
-import pickle
 import signal
 from collections.abc import Iterator
 from contextlib import closing
@@ -28,14 +27,14 @@ logger = logging.getLogger("metaflow_hf.data")
 # The interpreter runs this instead of the user's script, which is therefore not imported a second time.
 BOOT: Final = (
     "import sys; from multiprocessing.connection import Connection; link = Connection(int(sys.argv[1])); "
-    "sys.path[:] = link.recv(); from metaflow_hf.data.reading_process import serve; serve(link, sys.argv[2])"
+    "sys.path[:] = link.recv(); from metaflow_hf.data.reading_process import serve; serve(link)"
 )
 # Batches are merged to about this size. Each answer costs both processes some 0.1 ms, whatever its size.
 ANSWER_BYTES: Final = 1024 * 1024
 
 
 class Ready:
-    """The process has imported everything and waits for its first task."""
+    """The process has imported everything and waits for the source and its first task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +71,15 @@ def encoder_of(spec: DatasetSpec) -> RowEncoder:
     return RowEncoder(spec.text_column or "text", ascii_only=spec.ascii_only, on_bad_row=spec.on_bad_row)
 
 
-def serve(link: Connection, job: str) -> None:
-    """Answers tasks until the other end is closed. The file ``job`` holds the pickled source and its spec."""
+def serve(link: Connection) -> None:
+    """Receives the source and its spec, then answers tasks until the other end is closed."""
     # The builder handles an interruption, and ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        source, spec = pickle.loads(Path(job).read_bytes())  # noqa: S301  the builder wrote it
-        encoder = encoder_of(spec)
+        # The builder sends the source, which may be large, when it does not have to wait for this process.
         link.send(Ready())
+        source, spec = link.recv()
+        encoder = encoder_of(spec)
         while True:
             task: Task = link.recv()
             with Spool(task.spool) as spool:
