@@ -65,10 +65,12 @@ def build_blocks(
     ``detect_format``). Rows are stored as they are; the format decides which of them are blank or unusable.
 
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
-    ones; ``documents`` makes each document one row (``"whole"``), or each page of a PDF (``"pages"``);
-    ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
-    processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
-    ahead); the result does not depend on it. Raises ``FormatError`` when the format is not certain (before anything
+        ones; ``documents`` makes each document one row (``"whole"``), or each page of a PDF (``"pages"``); ``progress`` is
+    called with the manifest so far after each block. Up to ``num_proc`` processes, this one included, read and encode
+    files, or parts of local files, at once; the result does not depend on how many. Small sources (below 64 MiB of JSON
+    Lines, or a third of that in other formats) are read by this process alone, and so is a single file that cannot be
+    cut. What is read ahead is kept on the disk, beside local blocks. Raises ``FormatError`` when the format is not
+    certain (before anything
     is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
     """
     if num_proc < 1:
@@ -199,7 +201,8 @@ def write_dataset(
 ) -> BlockManifest:
     """Writes what is missing of the dataset, or waits while another process does.
 
-    With ``num_proc`` above 1 that many further processes read and encode. ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
+    Up to ``num_proc`` processes, this one included, read and encode. ``stop`` is asked between batches of rows; when it
+    says so, what is committed so far is returned.
     """
     while (
         lease := hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))

@@ -14,9 +14,7 @@ import xxhash
 from metaflow_hf.data.sources.documents import only_documents
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.readers import READABLE, holds_rows
-from metaflow_hf.data.sources.stored import source_of_blocks
 from metaflow_hf.errors import SelectionError
-from metaflow_hf.store import open_store
 from metaflow_hf.store.objects import encode_json
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -45,6 +43,10 @@ def open_local(path: Path) -> FileSource:
     Files whose ending is not that of rows are left out; documents count where nothing else holds rows. Raises
     ``SelectionError`` when nothing is left, or the path does not exist or cannot be read.
     """
+    # Imported here, because reading processes do not need the store, and it costs a third of their start.
+    from metaflow_hf.data.sources.stored import source_of_blocks
+    from metaflow_hf.store import open_store
+
     path = path.absolute()
     if (path / "block_manifest.json").is_file() or (path / "commits").is_dir():
         blocks = source_of_blocks(open_store(path), str(path))
