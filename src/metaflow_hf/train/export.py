@@ -3,7 +3,7 @@
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,7 @@ from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
 from metaflow_hf.train.adapters import merge_adapters, save_adapters
-from metaflow_hf.train.encoding import training_tokenizer
+from metaflow_hf.train.encoding import trained_end_tokens, training_tokenizer
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
@@ -55,7 +55,6 @@ def export_lineage(
     base_model: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
-    end_token_ids: Sequence[int] | None = None,
 ) -> ModelRef:
     """Saves the final model of a lineage with its tokenizer, once: later calls return the same reference, for as long
     as the model is stored; a deleted one is exported again while the lineage's weights are there.
@@ -66,8 +65,7 @@ def export_lineage(
     training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
     (``rounds.ema_half_life``), not both at once. Either is to be asked for first, because a collection may free its weights once the last is
     exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
-    ``model_dir``. ``end_token_ids`` are the tokens that end a document or a turn in what was trained, where that is not
-    the tokenizer's end-of-sequence token alone. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
+    ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
     ``NotFound`` when model and weights are both gone.
     """
     if best and ema:
@@ -96,7 +94,6 @@ def export_lineage(
                 config,
                 directory,
                 base_model=base_model,
-                end_token_ids=end_token_ids,
             )
             reference = save_directory(
                 models,
@@ -181,7 +178,6 @@ def write_model(
     directory: Path,
     *,
     base_model: Mapping[str, Any] | None = None,
-    end_token_ids: Sequence[int] | None = None,
 ) -> None:
     """Writes the model with these weights of a closed round, with its tokenizer, as a directory that transformers loads, or peft where
     adapters are to be saved by themselves.
@@ -201,7 +197,7 @@ def write_model(
         merged = merge_adapters(model)
         # Trained weights are the same in a language model and in the multimodal model around it.
         whole = merged if loaded.whole is loaded.language else loaded.whole
-        align_special_tokens(whole, tokenizer, end_token_ids=end_token_ids)
+        align_special_tokens(whole, tokenizer, end_token_ids=trained_end_tokens(tokenizer, lineage.spec()))
         save_model(cast(whole, export_dtype(model_dir, config.model)), directory)
         if whole is not merged:
             copy_processor(model_dir, directory)
