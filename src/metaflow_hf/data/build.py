@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.left_out import LeftOutColumns
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.open_block import scratch_directory
 from metaflow_hf.data.reading import encoded_batches
@@ -179,10 +180,12 @@ def _write(
     writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
     if writer.is_complete:
         return writer.finish()
+    left_out = LeftOutColumns(spec.dataset_name)
     rows = encoded_batches(source, spec, writer.cursor, num_proc=num_proc, directory=scratch_directory(store))
     try:
         with closing(rows):
             for batch in rows:
+                left_out.warn(batch.left_out)
                 if stop():
                     return _finished(store, spec)
                 if not writer.append(batch):

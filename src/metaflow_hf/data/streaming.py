@@ -11,6 +11,7 @@ import numpy as np
 
 from metaflow_hf.data.columns import find_text_column
 from metaflow_hf.data.encoding import RowEncoder
+from metaflow_hf.data.left_out import LeftOutColumns
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.records import read_commit, read_completion
 from metaflow_hf.data.rows import AfterRow, EncodedRows, line_ends
@@ -77,6 +78,7 @@ class StreamingBlockWriter:
         self._first = 0
         self._wants_more = True
         self._is_open = True
+        self._left_out = LeftOutColumns(dataset_name)
         self._writer: DatasetWriter | None = None
         self._encoder: RowEncoder | None = None
         self._append_plain: Callable[[dict[str, Any], bytearray, int], int] = _no_line
@@ -147,6 +149,8 @@ class StreamingBlockWriter:
         if encoder is None:
             encoder = self._begin(find_text_column([values], named=None, where=self._spec.dataset_name))
         line = encoder.encode_row(values, self._spec.dataset_name, self.next_cursor)
+        if encoder.left_out:
+            self._left_out.warn(encoder.left_out)
         if line is None:
             self._skips.append(len(self._ends) - 1)
         else:
