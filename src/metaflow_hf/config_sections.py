@@ -92,7 +92,8 @@ class DataConfig(Section):
     say, so that copies of a row are on the same side.
     ``sequence_length`` is in tokens, ``batch_size`` in sequences. ``packing: isolated`` keeps the documents of one
     sequence from seeing each other; ``long_documents`` says what becomes of those longer than a sequence;
-    ``loss_on`` says whose turns of a conversation are learned.
+    ``loss_on`` says whose turns of a conversation are learned. ``keep_columns`` names the columns that are stored beside
+    the text; without it all that JSON can hold are.
     """
 
     dataset: str | None = None
@@ -111,6 +112,7 @@ class DataConfig(Section):
     epochs: PositiveInt = 1
     max_samples: PositiveInt | None = None
     on_bad_row: Literal["raise", "skip"] = "raise"
+    keep_columns: list[str] | None = None
 
 
 class RolloutConfig(Section):

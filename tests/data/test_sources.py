@@ -254,13 +254,6 @@ def test_what_names_no_source_is_refused(location, tmp_path):
         build_blocks(location, tmp_path / "out")
 
 
-def test_an_empty_file_is_an_empty_dataset(tmp_path):
-    (tmp_path / "raw.jsonl").write_bytes(b"\n\n")
-    manifest = build_blocks(tmp_path / "raw.jsonl", tmp_path / "out")
-    assert (manifest.total_samples, manifest.total_blocks, manifest.skipped_rows) == (0, 0, 2)
-    assert manifest.is_complete
-
-
 @pytest.mark.parametrize(
     ("row", "named", "found"),
     [

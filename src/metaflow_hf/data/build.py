@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from metaflow_hf.data.columns import find_text_column
+from metaflow_hf.data.emptiness import nothing_stored
 from metaflow_hf.data.left_out import LeftOutColumns
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.open_block import scratch_directory
@@ -40,6 +41,7 @@ def build_blocks(
     compression: Compression | None = None,
     max_rows: int | None = None,
     max_bytes: int | None = None,
+    keep_columns: Sequence[str] | None = None,
     progress: Progress | None = None,
     dataset_name: str | None = None,
     lease_seconds: float = LEASE_SECONDS,
@@ -57,7 +59,7 @@ def build_blocks(
     flows to the user's cache directory, under a key of its own.
 
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
-    ones; ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
+    ones; ``keep_columns`` names the columns to store beside the text (all by default); ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
     processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
     ahead); the result does not depend on it. Raises ``ConfigError`` when the text column is unclear (before anything
     is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
@@ -74,6 +76,7 @@ def build_blocks(
         compression=compression,
         max_rows=max_rows,
         max_bytes=max_bytes,
+        keep_columns=keep_columns,
         dataset_name=dataset_name,
     )
     store = default_store(spec) if output_dir is None else open_store(output_dir)
@@ -116,9 +119,12 @@ def plan_dataset(
     compression: Compression | None = None,
     max_rows: int | None = None,
     max_bytes: int | None = None,
+    keep_columns: Sequence[str] | None = None,
     dataset_name: str | None = None,
 ) -> DatasetSpec:
     """What will be built, decided before anything is written. Raises ``ConfigError``."""
+    if isinstance(keep_columns, str):
+        raise ConfigError(f"keep_columns must be a list of names, got {keep_columns!r}.")
     spec = check_settings(
         DatasetSpec(
             dataset_name=dataset_name or source.name,
@@ -132,13 +138,26 @@ def plan_dataset(
             on_bad_row=on_bad_row,
             max_rows=max_rows,
             max_bytes=max_bytes,
+            keep_columns=None if keep_columns is None else tuple(sorted(set(keep_columns))),
         )
     )
     rows = source.first_rows()
     if not rows:
         return spec
+    _check_columns(spec, rows)
     column = find_text_column(rows, named=text_column, where=source.source.removeprefix("file:"))
     return msgspec.structs.replace(spec, text_column=column)
+
+
+def _check_columns(spec: DatasetSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ``ConfigError`` for a column to keep that none of the first rows has."""
+    known = dict.fromkeys(column for row in rows for column in row)
+    unknown = [column for column in spec.keep_columns or () if column not in known]
+    if unknown:
+        raise ConfigError(
+            f"keep_columns: {spec.source.removeprefix('file:')} has no column {', '.join(map(repr, unknown))}. Its "
+            f"columns: {', '.join(map(str, known))}."
+        )
 
 
 def write_dataset(
@@ -150,17 +169,27 @@ def write_dataset(
     lease_seconds: float = LEASE_SECONDS,
     stop: Callable[[], bool] = lambda: False,
     num_proc: int = 1,
+    may_be_empty: bool = False,
 ) -> BlockManifest:
     """Writes what is missing of the dataset, or waits while another process does.
 
-    With ``num_proc`` above 1 that many further processes read and encode. ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
+    Raises ``SelectionError`` for a source without a row that can be stored, unless it ``may_be_empty``. With ``num_proc`` above 1 that many further processes read and encode. ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
     """
     while (
         lease := hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))
     ) is not None:
         try:
             with lease:
-                return _write(source, spec, store, lease, progress=progress, stop=stop, num_proc=num_proc)
+                return _write(
+                    source,
+                    spec,
+                    store,
+                    lease,
+                    progress=progress,
+                    stop=stop,
+                    num_proc=num_proc,
+                    may_be_empty=may_be_empty,
+                )
         except ClaimLost as error:
             # This process was held up for too long: the other one's work is as good.
             logger.warning("%s What it writes is waited for.", error)
@@ -176,6 +205,7 @@ def _write(
     progress: Progress | None,
     stop: Callable[[], bool],
     num_proc: int,
+    may_be_empty: bool,
 ) -> BlockManifest:
     writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
     if writer.is_complete:
@@ -190,6 +220,9 @@ def _write(
                     return _finished(store, spec)
                 if not writer.append(batch):
                     break
+            else:
+                if not (writer.total_samples or may_be_empty):
+                    raise nothing_stored(source, spec)
         return writer.finish()
     finally:
         writer.discard()

@@ -1,7 +1,7 @@
 """Blocks and chunks for training: metadata without data, and one chunk at a time in memory."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -59,7 +59,7 @@ class BlockManager:
 
     ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built (see ``build_blocks``); blocks
     built without ``ascii_only`` are refused with it. ``text_column`` is found by name and type unless named
-    (``ConfigError`` lists the columns).
+    (``ConfigError`` lists the columns). ``keep_columns`` names the columns to store beside it (all by default).
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class BlockManager:
         enable_prefetch: bool = True,
         on_bad_row: OnBadRow = "raise",
         max_rows: int | None = None,
+        keep_columns: Sequence[str] | None = None,
     ) -> None:
         _check_chunk_size(dataset_chunk_size)
         self.dataset_chunk_size = index(dataset_chunk_size)
@@ -86,6 +87,7 @@ class BlockManager:
             text_column=text_column,
             on_bad_row=on_bad_row,
             max_rows=max_rows,
+            keep_columns=keep_columns,
         )
         if ascii_only and not self._known.manifest.ascii_only:
             raise ConfigError(

@@ -43,7 +43,8 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that decides the bytes of a dataset, and nothing else.
 
     ``source_digest`` stands for the names, sizes and checksums of local files; a hub's commit needs none.
-    ``by_shard`` says that no block spans two files of the source (see ``sharded``).
+    ``by_shard`` says that no block spans two files of the source (see ``sharded``). ``keep_columns`` are the columns
+    that are stored beside the text, in the order of their names; ``None`` stores all.
     """
 
     dataset_name: str
@@ -58,9 +59,14 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_rows: int | None = None
     max_bytes: int | None = None
     by_shard: bool = False
+    keep_columns: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__struct_fields__}
+        values = {field: getattr(self, field) for field in self.__struct_fields__}
+        if self.keep_columns is None:
+            # Datasets from before this field keep their keys.
+            del values["keep_columns"]
+        return values
 
     def digest(self) -> str:
         return hashlib.sha256(encode_json(self.to_json())).hexdigest()

@@ -59,7 +59,12 @@ Answer = Encoded | Ended | Failed
 
 def encoder_of(spec: DatasetSpec) -> RowEncoder:
     """What turns the rows of this dataset into lines."""
-    return RowEncoder(spec.text_column or "text", ascii_only=spec.ascii_only, on_bad_row=spec.on_bad_row)
+    return RowEncoder(
+        spec.text_column or "text",
+        ascii_only=spec.ascii_only,
+        on_bad_row=spec.on_bad_row,
+        keep_columns=spec.keep_columns,
+    )
 
 
 def serve(link: Connection) -> None:

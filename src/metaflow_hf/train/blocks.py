@@ -27,7 +27,10 @@ def check_sources(data: DataConfig) -> None:
         if (stored := find_stored(source, configured_store())) is not None:
             return stored, ""
         spec = plan_dataset(
-            open_source(source), samples_per_block=data.samples_per_block, text_column=data.text_column
+            open_source(source),
+            samples_per_block=data.samples_per_block,
+            text_column=data.text_column,
+            keep_columns=data.keep_columns,
         )
         # Another commit of the same split is no other data.
         return spec.source, spec.source_digest
@@ -64,6 +67,7 @@ def build_source(source: str, data: DataConfig, *, num_samples: int | None = Non
         text_column=data.text_column,
         on_bad_row=data.on_bad_row,
         max_rows=None if some else data.max_samples,
+        keep_columns=data.keep_columns,
     ) as blocks:
         if num_samples is None:
             blocks.wait_complete()

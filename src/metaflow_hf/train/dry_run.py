@@ -227,6 +227,7 @@ def _sample(config: TrainConfig, location: str, root: Path) -> SampledDataset:
         samples_per_block=data.samples_per_block,
         text_column=data.text_column,
         on_bad_row=data.on_bad_row,
+        keep_columns=data.keep_columns,
         max_rows=data.max_samples if location == data.dataset else config.evaluation.max_samples,
     )
     if not sampled.manifest.total_samples:
