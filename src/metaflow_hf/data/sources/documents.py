@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
 from metaflow_hf.data.manifest import Cursor
-from metaflow_hf.data.sources.compression import OpenableFile, open_content
+from metaflow_hf.data.sources.compression import OpenableFile, open_content, uncompressed_name
 from metaflow_hf.errors import ConfigError
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -47,7 +47,7 @@ Parse = Callable[[bytes], Iterator[dict[str, Any]]]
 
 def document_format(name: str) -> str | None:
     """The ending of a document that can be read, or ``None``."""
-    lowered = name.lower().removesuffix(".gz").removesuffix(".zst")
+    lowered = uncompressed_name(name.lower())
     return next((ending for ending in PARSERS if lowered.endswith(ending)), None)
 
 
