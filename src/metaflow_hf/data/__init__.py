@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metaflow_hf.data.manager import Block, BlockManager
     from metaflow_hf.data.manifest import BlockManifest
     from metaflow_hf.data.order import Chunk, chunk_order
+    from metaflow_hf.data.source_rows import open_rows
     from metaflow_hf.data.streaming import StreamingBlockWriter
     from metaflow_hf.data.tracker import ChunkTracker
     from metaflow_hf.data.verify import verify_blocks
@@ -28,6 +29,7 @@ __all__ = [
     "StreamingBlockWriter",
     "build_blocks",
     "chunk_order",
+    "open_rows",
     "process_raw_dataset_to_blocks",
     "verify_blocks",
 ]
@@ -42,6 +44,7 @@ _MODULES = {
     "StreamingBlockWriter": "streaming",
     "build_blocks": "build",
     "chunk_order": "order",
+    "open_rows": "source_rows",
     "process_raw_dataset_to_blocks": "build",
     "verify_blocks": "verify",
 }

@@ -88,10 +88,11 @@ def is_row(item: InputRow) -> bool:
 def between(batches: Iterator[Batch], first: int, stop: int) -> Iterator[Batch]:
     """Those rows of a file's batches that have numbers from ``first`` on and below ``stop``."""
     for batch in batches:
-        if batch.first_row >= stop:
+        # Members of an archive number their rows from 0; cursors count on.
+        row = batch.after(0).row
+        if row >= stop:
             return
-        begin = max(first - batch.first_row, 0)
-        end = min(stop - batch.first_row, _length(batch))
+        begin, end = max(first - row, 0), min(stop - row, _length(batch))
         if begin < end:
             yield batch if (begin, end) == (0, _length(batch)) else _part(batch, begin, end)
 
