@@ -1,16 +1,21 @@
 """Which files of a repository are read, asked of a hub: scripts, licences, slices, converted branches."""
 
 import functools
+import io
 import json
 
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from metaflow_hf.data import build_blocks, open_rows
+from metaflow_hf.data.sharded import ShardedDataset
 from metaflow_hf.data.sources import open_source
 from metaflow_hf.data.sources.hub import HubLocation
 from metaflow_hf.demo.content import HubContent
 from metaflow_hf.errors import HubUnavailable, SelectionError
 from metaflow_hf.hub.client import HubClient, RetryPolicy
+from metaflow_hf.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +55,51 @@ def test_a_dataset_made_by_a_script_names_the_converted_branch(more, read, publi
     assert str(error.value).endswith("use hf://acme/raw@refs/convert/parquet.")
     assert "\n" not in str(error.value)
     assert error.value.__cause__ is None
+
+
+CONVERTED = "refs/convert/parquet"
+
+
+def test_the_converted_branch_has_a_directory_for_each_configuration(start_hub, tmp_path):
+    content = HubContent()
+    content.add("acme/raw", SCRIPT, repo_type="dataset")
+    tables = {
+        f"{config}/{split}/0000.parquet": _parquet(f"{config} {split}")
+        for config in ("english", "french")
+        for split in ("train", "test")
+    }
+    repo = content.repo("acme/raw", repo_type="dataset")
+    repo.commit({**tables, **dict.fromkeys(SCRIPT)}, branch=CONVERTED)
+    start_hub(content)
+    with pytest.raises(
+        SelectionError,
+        match=f"configurations: english, french. Name one: hf://acme/raw:CONFIGURATION@{CONVERTED}",
+    ):
+        open_rows(f"hf://acme/raw@{CONVERTED}")
+    with pytest.raises(SelectionError, match="no configuration 'german', only english, french"):
+        open_rows(f"hf://acme/raw:german@{CONVERTED}")
+    assert list(open_rows(f"hf://acme/raw:french@{CONVERTED}")) == _rows("french train")
+    assert list(open_rows(f"hf://acme/raw:english:test[:3]@{CONVERTED}")) == _rows("english test")[:3]
+    # A plan for several machines pins the commit.
+    plan = ShardedDataset.plan(f"hf://acme/raw:french@{CONVERTED}", samples_per_block=4)
+    root = open_store(tmp_path / "out")
+    plan.build([0], root)
+    assert plan.assemble(root).total_samples == 10
+
+
+def test_a_converted_branch_of_one_configuration(start_hub):
+    content = HubContent()
+    content.add("acme/raw", SCRIPT, repo_type="dataset")
+    repo = content.repo("acme/raw", repo_type="dataset")
+    repo.commit({"plain/train/0000.parquet": _parquet("a"), **dict.fromkeys(SCRIPT)}, branch=CONVERTED)
+    start_hub(content)
+    assert list(open_rows(f"hf://acme/raw@{CONVERTED}")) == _rows("a")
+
+
+def _parquet(name):
+    buffer = io.BytesIO()
+    pa.parquet.write_table(pa.Table.from_pylist(_rows(name)), buffer)
+    return buffer.getvalue()
 
 
 def test_texts_about_the_dataset_are_no_rows(publish):

@@ -34,6 +34,7 @@ _LOCATION: Final = re.compile(
 )
 # Where hubs keep what they converted: a directory for each configuration.
 _CONVERTED: Final = "refs/convert/parquet"
+_CONVERTED_FILE: Final = re.compile(r"[^/]+/[^/]+/\d{4,}\.parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def _list(location: HubLocation, client: HubClient, repo: Repo, commit: str) -> 
 
     descriptions = {name: _content(open_path(name)) for name in (README, CONFIGURATION) if name in remote}
     names, config = list(remote), location.config
-    if location.revision == _CONVERTED:
+    if location.revision == _CONVERTED or (location.config and _is_converted(names)):
         names, config = _converted(names, location.config, f"{where}@{_CONVERTED}"), None
     layout = layout_of_files(names, descriptions, config, location.split, where=where, open_path=open_path)
     views = layout.files(open_path, where=where)
@@ -175,6 +176,12 @@ def _refuse_script(repo: Repo, names: Collection[str], where: str) -> None:
             f"{where} is made by a loading script ({script}), which `datasets` does not run any more. Hubs keep most "
             f"of these datasets as parquet too: use {where}@{_CONVERTED}."
         )
+
+
+def _is_converted(names: Sequence[str]) -> bool:
+    """Whether these are the files of a converted branch, at whatever revision it is named."""
+    shown = [name for name in names if not name.startswith(".")]
+    return bool(shown) and all(map(_CONVERTED_FILE.fullmatch, shown))
 
 
 def _converted(names: Sequence[str], config: str | None, where: str) -> list[str]:
