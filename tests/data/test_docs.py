@@ -66,7 +66,7 @@ def run(code: str, trained: list[list[int]], *, stop_after: int = 100) -> None:
 
 def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
     torch.set_num_threads(1)
-    _, code = blocks_of("python")
+    *_, code = blocks_of("python")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     first: list[list[int]] = []
     run(code, first, stop_after=4)
@@ -96,8 +96,14 @@ def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
     assert sorted(texts[:-1]) == sorted(ROWS)
 
 
+def test_rows_are_looked_at(place, capsys):
+    code, *_ = blocks_of("python")
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines() == [str({"text": row}) for row in ROWS[:6]]
+
+
 def test_rows_of_ones_own_become_blocks(place):
-    code, _ = blocks_of("python")
+    _, code, _ = blocks_of("python")
     exec(code, {})
     with BlockManager("mine") as blocks:
         assert blocks.manifest.total_samples == 4_999

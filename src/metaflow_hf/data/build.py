@@ -53,16 +53,18 @@ def build_blocks(
     return the same manifest.
 
     ``source`` is ``hf://[owner/]name[:config[:split]][@revision]``; a local file (.jsonl, .json, .csv, .parquet,
-    .txt, …, also .gz, .zst, .bz2 and .xz), a directory of such files, or a folder of ``save_to_disk``; the URI of
-    such files, or of blocks, in a store (s3://…); or the reference of a cached snapshot of a dataset. ``output_dir`` is a
-    directory or a URI of a store; without it the dataset goes to the datastore of the running flow, outside of
-    flows to the user's cache directory, under a key of its own.
+    .txt, …, also .gz, .zst, .bz2 and .xz), a pattern, an archive, a directory of such files, or a folder of
+    ``save_to_disk``, all with ``:config:split`` behind them; the URI of such files, or of blocks, in a store (s3://…);
+    or the reference of a cached snapshot of a dataset. A split may be a slice or a sum: ``train[:10%]``,
+    ``train+test``. ``output_dir`` is a directory or a URI of a store; without it the dataset goes to the datastore of
+    the running flow, outside of flows to the user's cache directory, under a key of its own.
 
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
     ones; ``keep_columns`` names the columns to store beside the text (all by default); ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
     processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
     ahead); the result does not depend on it. Raises ``ConfigError`` when the text column is unclear (before anything
-    is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
+    is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` (also for a source without a row that can be
+    stored) and the hub's errors.
     """
     if num_proc < 1:
         raise ConfigError(f"num_proc must be at least 1, got {num_proc}.")
