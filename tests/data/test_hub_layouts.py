@@ -164,6 +164,7 @@ def test_options_of_a_configuration_are_known_without_the_hub(publish, tmp_path,
     assert read_all(tmp_path / "out") == [{"text": "a,b", "n": "1"}]
     hub.faults.fail_next(1000, status=503)
     assert build_blocks("hf://acme/raw", tmp_path / "out") == manifest
+    assert [file.options.delimiter for file in open_source("hf://acme/raw").files] == [";"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,10 @@ import zstandard
 from metaflow_hf.data import BlockManager, build_blocks, open_rows
 from metaflow_hf.data.json_values import NotStorable, json_value
 from metaflow_hf.data.sources import open_source
+from metaflow_hf.data.sources.splits import SplitPart, bounds
+from metaflow_hf.data.stored import find_stored
 from metaflow_hf.errors import SelectionError
+from metaflow_hf.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +266,20 @@ def test_rows_are_those_of_load_dataset(layout, write, tmp_path):
     assert _comparable(given, as_text=as_text) == _comparable(expected, as_text=as_text)
 
 
+@pytest.mark.parametrize(
+    ("slice_", "expected"),
+    [
+        ("[:10%]", (0, 20)),
+        ("[33%:67%]", (66, 134)),
+        ("[-50:]", (150, 200)),
+        ("[10:500]", (10, 200)),
+        ("", (0, 200)),
+    ],
+)
+def test_what_datasets_says_of_a_slice(slice_, expected):
+    assert bounds(SplitPart("train", f"train{slice_}"), 200) == expected
+
+
 def test_there_are_many_layouts():
     assert len(LAYOUTS) >= 40
 
@@ -407,6 +424,16 @@ def test_patterns(pattern, names, write):
         (root / "y/train.jsonl").unlink()
         (root / "y/test.jsonl").unlink()
     assert [row["text"][0] for row in open_rows(f"{root}/{pattern}")] == list(names)
+
+
+@pytest.mark.parametrize("location", ["datasets/mine::test", "datasets/*.jsonl", "datasets/mine"])
+def test_a_local_directory_is_no_key_of_a_dataset(location, write, tmp_path, monkeypatch):
+    write(
+        {"mine/train.jsonl": _jsonl("a"), "mine/test.jsonl": _jsonl("t"), "b.jsonl": _jsonl("b")}, "datasets"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert find_stored(location, open_store(tmp_path / "store")) is None
+    assert len(list(open_rows(location))) == 3
 
 
 def test_a_pattern_without_matches(tmp_path):
