@@ -138,6 +138,7 @@ class DataConfig(Section):
     ``format`` is that of the rows, ``columns`` names the column of each of its roles, ``text_column`` that of a format
     with one. ``chat_template`` (Jinja, a file, a directory with a tokenizer, or a name) replaces that of the tokenizer,
     ``template_date`` (YYYY-MM-DD) is the date that templates print; default is the day on which the lineage began.
+    ``keep_columns`` names the columns that are stored beside those that are trained; without it all that JSON can hold are.
     """
 
     dataset: str | None = None
@@ -161,6 +162,7 @@ class DataConfig(Section):
     max_samples: PositiveInt | None = None
     on_bad_row: Literal["raise", "skip"] = "raise"
     documents: Literal["whole", "pages"] = "whole"
+    keep_columns: list[str] | None = None
 
     @pydantic.field_validator("template_date")
     @classmethod

@@ -243,6 +243,39 @@ def test_a_repository_that_is_no_whole_model_is_named_as_what_it_is(place: Path,
     assert said in call("plan", "mine.yaml", status=1)
 
 
+@pytest.mark.parametrize(
+    ("files", "dataset", "said"),
+    [
+        ({"raw.py": b"import datasets"}, "hf://acme/raw", "use hf://acme/raw@refs/convert/parquet."),
+        ({"a.jsonl": b"\n\n"}, "hf://acme/raw", "hf://acme/raw:default:train holds no rows"),
+        (
+            {"dev.jsonl": b"{}", "test.jsonl": b"{}"},
+            "hf://acme/raw",
+            "Name one: hf://acme/raw:default:SPLIT.",
+        ),
+    ],
+)
+def test_a_dataset_that_cannot_be_read_is_one_line(place: Path, start_hub, files, dataset: str, said: str):
+    content = stand_in_hub(20)
+    content.add("acme/raw", files, repo_type="dataset")
+    start_hub(content)
+    (place / "mine.yaml").write_text(f"model: {{repo_id: gpt2}}\ndata: {{dataset: '{dataset}'}}\n")
+    answer = call("plan", "mine.yaml", status=1)
+    assert said in answer
+    assert "Traceback" not in answer
+    assert len([line for line in answer.splitlines() if line.strip()]) <= 3, answer
+
+
+def test_a_slice_of_a_dataset_is_planned(place: Path):
+    text = "model: {repo_id: gpt2}\ndata: {dataset: 'hf://roneneldan/TinyStories::train[:%s]', heldout_samples: 10}\n"
+    rows = []
+    for share in ("100%", "50%"):
+        (place / "mine.yaml").write_text(text % share)
+        answer = json.loads(call("plan", "mine.yaml", "--tokens-per-second", 1_000_000, "--json"))
+        rows.append(answer["plan"]["samples"])
+    assert rows[0] - rows[1] == pytest.approx(200, abs=2)
+
+
 def test_a_dry_run_leaves_no_directory_behind(place: Path, tmp_path: Path, monkeypatch):
     import tempfile
 

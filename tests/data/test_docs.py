@@ -96,8 +96,14 @@ def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
     assert sorted(texts[:-1]) == sorted(ROWS)
 
 
+def test_rows_are_looked_at(place, capsys):
+    code, *_ = blocks_of("python")
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines() == [str({"text": row}) for row in ROWS[:6]]
+
+
 def test_rows_of_ones_own_become_blocks(place):
-    exec(blocks_of("python")[1], {})
+    exec(blocks_of("python")[2], {})
     with BlockManager("mine") as blocks:
         assert blocks.manifest.total_samples == 4_999
         assert blocks.get_chunk(0, 0)[1] == "row 2"
@@ -115,5 +121,5 @@ def test_its_options_are_those_of_the_configuration():
 
 
 def test_a_format_of_ones_own_is_recognized(capsys):
-    exec(blocks_of("python")[0], {})
+    exec(blocks_of("python")[1], {})
     assert capsys.readouterr().out == "riddles (solution: solution, riddle: riddle)\n"

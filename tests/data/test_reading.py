@@ -120,9 +120,11 @@ SOURCES = {
         f"shards/{n:02d}.{ending}": write(rows[n * 300 : n * 300 + 300])
         for n in range(10)
         for ending, write in [
-            [("jsonl", _lines), ("jsonl.gz", lambda r: gzip.compress(_lines(r))), ("parquet", _parquet), ("csv", _csv)][n % 4]
+            [("jsonl", _lines), ("jsonl.gz", lambda r: gzip.compress(_lines(r))), ("ndjson", _lines)][n % 2 or n % 4]
         ]
     },
+    "parquet-shards": lambda rows: {f"parquet-shards/{n:02d}.parquet": _parquet(rows[n * 300 : n * 300 + 300]) for n in range(10)},
+    "csv-shards": lambda rows: {f"csv-shards/{n}.csv": _csv(rows[n * 300 : n * 300 + 300]) for n in range(10)},
 }  # fmt: skip
 
 
@@ -239,7 +241,7 @@ def test_a_bad_row_keeps_its_number(name, who_reads, write, tmp_path):
 
 
 def test_a_damaged_file_is_named_behind_the_rows_before_it(who_reads, write, tmp_path):
-    source = write("shards")
+    source = write("parquet-shards")
     damaged = source / "06.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(IntegrityError, match=r"06\.parquet"):

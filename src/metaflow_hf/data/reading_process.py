@@ -69,7 +69,11 @@ Answer = Encoded | Ended | Failed
 def encoder_of(spec: DatasetSpec) -> RowEncoder:
     """The encoder for the rows of a dataset."""
     return RowEncoder(
-        spec.text_column or "text", form=spec.detected, ascii_only=spec.ascii_only, on_bad_row=spec.on_bad_row
+        spec.text_column or "text",
+        form=spec.detected,
+        ascii_only=spec.ascii_only,
+        on_bad_row=spec.on_bad_row,
+        keep_columns=spec.keep_columns,
     )
 
 

@@ -222,6 +222,7 @@ def _sample(config: TrainConfig, location: str, root: Path) -> SampledDataset:
         **format_settings(data),
         on_bad_row=data.on_bad_row,
         documents=data.documents,
+        keep_columns=data.keep_columns,
         max_rows=data.max_samples if location == data.dataset else config.evaluation.max_samples,
     )
     if not sampled.manifest.total_samples:

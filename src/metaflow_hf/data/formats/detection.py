@@ -88,7 +88,9 @@ def detect_format(
         return _checked(find_format(format), named, known, place)
     if named:
         return _by_roles(named, known, place)
-    if (refusal := refused_kind(known)) is not None:
+    candidates = _matching(known, by_name=True)
+    has_text = any(one.name != "text" or one.columns["text"] == "text" for one in candidates)
+    if (refusal := refused_kind(known, has_text=has_text)) is not None:
         raise FormatError(f"{place}{refusal} {_listing(known)}")
     return _certain(known, place)
 

@@ -23,8 +23,11 @@ _MEDIA_NAMES: Final = frozenset(
 )
 
 
-def refused_kind(columns: Columns) -> str | None:
-    """Which kind of dataset this is, with what to do instead; ``None`` for one that may be trained."""
+def refused_kind(columns: Columns, *, has_text: bool) -> str | None:
+    """Which kind of dataset this is, with what to do instead; ``None`` for one that may be trained.
+
+    Images, audio and video beside a text or a conversation (``has_text``) are columns that are left out.
+    """
     if {"chosen", "rejected"} <= columns.keys():
         return (
             "This is preference data (columns 'chosen' and 'rejected'), which supervised training does not use. To "
@@ -48,7 +51,8 @@ def refused_kind(columns: Columns) -> str | None:
                 f"This is translation data: column {column.name!r} holds one text per language ({languages}). Write the "
                 "two texts into columns of their own, and name them: data.columns: {prompt: …, completion: …}."
             )
-        if column.kind == MEDIA or (column.name.lower() in _MEDIA_NAMES and column.kind != EMPTY):
+        is_media = column.kind == MEDIA or (column.name.lower() in _MEDIA_NAMES and column.kind != EMPTY)
+        if is_media and not has_text:
             return (
                 f"This is a dataset of images, audio or video (column {column.name!r}), of which only text can be "
                 "trained. To train a column of text beside them, name it: data.columns: {text: …}."
