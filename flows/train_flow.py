@@ -62,7 +62,7 @@ class TrainFlow(FlowSpec):
         ).pinned()
         wanted, hub = job.config.model, current.huggingface_hub
         hub.connect(job.data_hub)
-        job.check_data()
+        rows = job.check_data().first_rows()
         hub.connect(job.model_hub)
         if wanted.directory:
             job, self.base_model = job.save_directory(current.pathspec)
@@ -70,7 +70,7 @@ class TrainFlow(FlowSpec):
             self.base_model = find_model(wanted.reference)
         else:
             self.base_model = hub.snapshot_download(repo_id=wanted.repo_id, revision=wanted.revision)
-        job.check_model(self.base_model)
+        job.check_model(self.base_model, rows)
         self.job = job.to_json()
         self.next(self.prepare)
 

@@ -111,15 +111,24 @@ class TrainingJob:
         check_sources(self.config.data)
         return self
 
-    def check_model(self, base_model: Mapping[str, Any]) -> None:
-        """Looks at what the model of a reference says about itself, and at the names and shapes of its weights: can it be
-        trained like that?
+    def first_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Some rows from the beginning of the dataset, by its location. Raises the errors of the source."""
+        from metaflow_hf.train.first_rows import read_first_rows
 
-        Raises ``UnsupportedModelError`` and ``ConfigError``.
+        return read_first_rows(self.config.data)
+
+    def check_model(
+        self, base_model: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    ) -> None:
+        """Looks at what the model of a reference says about itself, and at the names and shapes of its weights: can it be
+        trained like that? With ``rows`` (``first_rows``) its tokenizer encodes them.
+
+        Raises ``UnsupportedModelError``, ``ConfigError``, and ``BadRowError`` for a row that cannot be used.
         """
         from metaflow_hf.store.models import find_manifest
         from metaflow_hf.store.node_cache import NodeCache
         from metaflow_hf.train.description import check_length, write_description
+        from metaflow_hf.train.first_rows import check_rows
 
         store = configured_store()
         with tempfile.TemporaryDirectory(prefix="description-") as scratch:
@@ -131,6 +140,8 @@ class TrainingJob:
             from metaflow_hf.train.weight_files import StoredFiles
 
             check_model(directory, self.config, StoredFiles(store, find_manifest(store, base_model)[1]))
+            for location, some in (rows or {}).items():
+                check_rows(directory, self.config, location, some)
 
     def save_directory(self, pathspec: str) -> tuple[Self, dict[str, Any]]:
         """Stores the local directory that ``model.repo_id`` names, as a model of the task ``pathspec``.

@@ -95,6 +95,17 @@ def detect_format(
     return _certain(known, place)
 
 
+def parse_columns(text: str) -> dict[str, str]:
+    """``prompt=question,completion=answer`` as role -> column. Raises ``ConfigError`` for text of another form."""
+    named: dict[str, str] = {}
+    for pair in filter(None, text.split(",")):
+        role, equals, column = pair.partition("=")
+        if not equals or not role.strip() or not column.strip():
+            raise ConfigError(f"columns must be like prompt=question,completion=answer, got {text!r}.")
+        named[role.strip()] = column.strip()
+    return named
+
+
 def resolve_format(
     rows: Iterable[Mapping[str, Any]],
     *,

@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final, cast
 
+from metaflow_hf.data.formats import detect_format
 from metaflow_hf.data.roots import datasets_root
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.sources.layout import CONFIGURATION, README, documents_of, layout_of_files
 from metaflow_hf.data.sources.remembered import Listing, Memory
 from metaflow_hf.data.sources.stored import source_of_snapshot
 from metaflow_hf.data.sources.views import NO_OPTIONS, FileView, SizedFile, rows_of
-from metaflow_hf.errors import HubUnavailable, NotFound, SelectionError
+from metaflow_hf.errors import FormatError, HubUnavailable, NotFound, SelectionError
 from metaflow_hf.hub.client import HubClient, RemoteFile
 from metaflow_hf.hub.endpoint import Endpoint
 from metaflow_hf.hub.modalities import check_modalities
@@ -100,12 +101,26 @@ class HubSource(FileSource):
     def first_rows(self) -> list[Mapping[str, Any]]:
         commit = str(self.commit_hash)
         remembered = self.memory.columns(self.repo, commit, self.asked)
-        if remembered is not None:
+        if remembered is not None and _has_certain_format(remembered):
             # A commit never changes: its first file is not downloaded again for this.
             return remembered
-        rows = super().first_rows()
+        try:
+            rows = super().first_rows()
+        except HubUnavailable:
+            if remembered is None:
+                raise
+            return remembered
         self.memory.note_columns(self.repo, commit, self.asked, rows)
         return rows
+
+
+def _has_certain_format(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether nobody will want to see the values of these rows."""
+    try:
+        detect_format(rows)
+    except FormatError:
+        return False
+    return True
 
 
 def open_hub_dataset(text: str, split: str | None = None) -> FileSource:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from metaflow_hf.data.formats.columns import MESSAGES, TURNS, kind_of, parsed_list
 from metaflow_hf.data.sources.views import NO_OPTIONS, ReadOptions
 from metaflow_hf.errors import HubUnavailable, NotFound, StoreUnavailable
 from metaflow_hf.hub.client import RemoteFile
@@ -122,9 +123,13 @@ def _unless_unavailable() -> Iterator[None]:
 
 
 def _example(value: Any) -> Any:
-    """A value of the same kind that says nothing."""
+    """A value of the same kind, by which the format of rows is found, that says nothing."""
     if isinstance(value, str):
-        return "x"
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return [dict.fromkeys(value[0])]
-    return type(value)() if isinstance(value, (bool, int, float, list, dict)) else None
+        if kind_of(value) in {MESSAGES, TURNS}:
+            return json.dumps(_example(parsed_list(value)))
+        return "x" if value.strip() else ""
+    if isinstance(value, list):
+        return [_example(item) for item in value[:1]]
+    if isinstance(value, dict):
+        return {name: _example(item) for name, item in value.items()}
+    return type(value)() if isinstance(value, (bool, int, float)) else None
