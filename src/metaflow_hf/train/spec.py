@@ -5,6 +5,7 @@ and kept may differ.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -20,6 +21,7 @@ from metaflow_hf.train.records import Payload, Spec, digest_of, flatten
 CLAIMS_PER_WORKER: Final = 160
 # Fewer than so many for each worker are not worth a full step.
 FEWEST_CLAIMS: Final = 4
+FULL: Final = 0.9
 # What transformers notes about itself in a config.json; it does not change the model.
 _TOKENIZER_FILES: Final = (
     "tokenizer*",
@@ -51,19 +53,17 @@ def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int, *, ste
     """Rows per claim: what the configuration says, or for ``auto`` as many as leave each worker enough claims.
 
     Enough are four claims in each of 40 rounds, so that a claim is at most a quarter of a round. A step ends with its
-    claim, so with ``auto`` a claim has at least the ``step_rows`` rows that fill one, where that leaves each worker
-    a few claims. Divides ``chunk_size``.
+    claim, so with ``auto`` a claim is as many rows as fill one or several steps, of about ``step_rows`` rows each, where
+    that leaves each worker a few claims. Divides ``chunk_size``.
     """
     wanted = config.rounds.claim_samples
     if wanted == "auto":
         share = num_samples * config.data.epochs // config.rounds.workers
         fine, sizes = max(share // CLAIMS_PER_WORKER, 1), _divisors(chunk_size)
-        chosen = max(size for size in sizes if size <= fine)
-        if chosen >= step_rows:
-            return chosen
-        coarse = max(share // FEWEST_CLAIMS, 1)
-        filling = [size for size in sizes if step_rows <= size <= coarse]
-        return min(filling, default=max(size for size in sizes if size <= max(coarse, fine)))
+        finest = max(size for size in sizes if size <= fine)
+        candidates = [size for size in sizes if finest <= size <= max(share // FEWEST_CLAIMS, finest)]
+        filling = [size for size in candidates if _filled(size, step_rows) >= FULL]
+        return min(filling, default=max(candidates, key=lambda size: _filled(size, step_rows)))
     if chunk_size % wanted:
         near = min(_divisors(chunk_size), key=lambda size: abs(size - wanted))
         raise ConfigError(
@@ -71,6 +71,12 @@ def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int, *, ste
             f"that does is {near}."
         )
     return wanted
+
+
+def _filled(rows: int, step_rows: int) -> float:
+    """How full the steps of a claim are on average, where some claims are a little longer than others."""
+    steps = rows / step_rows
+    return steps / math.ceil(steps * 1.03)
 
 
 def make_spec(
