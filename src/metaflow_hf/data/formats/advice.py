@@ -60,7 +60,7 @@ def advice(columns: Columns, found: Sequence[Setting]) -> str:
         guessed = [one for one in guesses(columns) if one[0] != "text" or not chosen]
         chosen = guessed + chosen
     if chosen:
-        return f"Set {', or '.join(_setting(*one) for one in chosen[:4])}."
+        return f"Set {', or '.join(_setting(one, columns) for one in chosen[:4])}."
     other = next((column.name for column in columns.values() if column.kind in _OTHER_SHAPES), None)
     if other is None:
         return "None of them holds text: name another dataset."
@@ -135,12 +135,15 @@ def _is_about(column: Column) -> bool:
 
 _MEANINGS: Final = {
     "alpaca": "as turns of the chat template",
-    "prompt_completion": "the one directly behind the other, but as turns where there are tools",
+    "prompt_completion": "the one directly behind the other",
     "text": "only this column, all of it",
 }
 
 
-def _setting(name: str, columns: Mapping[str, str]) -> str:
-    named = ", ".join(f"{role}: {column}" for role, column in columns.items())
-    meaning = f" ({_MEANINGS[name]})" if name in _MEANINGS else ""
-    return f"data.format: {name} with data.columns: {{{named}}}{meaning}"
+def _setting(setting: Setting, columns: Columns) -> str:
+    name, mapping = setting
+    named = ", ".join(f"{role}: {column}" for role, column in mapping.items())
+    meaning = _MEANINGS.get(name)
+    if name == "prompt_completion" and "tools" in columns:
+        meaning = "as turns of the chat template, with the tools"
+    return f"data.format: {name} with data.columns: {{{named}}}{f' ({meaning})' if meaning else ''}"

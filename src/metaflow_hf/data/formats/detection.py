@@ -10,7 +10,7 @@ from metaflow_hf.data.formats.columns import EMPTY, MESSAGES, TEXT, TURNS, Colum
 from metaflow_hf.data.formats.examples import Example
 from metaflow_hf.data.formats.refused import refused_kind
 from metaflow_hf.data.formats.registry import AUTO, find_format, known_formats
-from metaflow_hf.data.formats.row_format import RowFormat, complete, match_roles
+from metaflow_hf.data.formats.row_format import complete, match_roles
 from metaflow_hf.errors import ConfigError, FormatError
 
 DETECTED_ROWS: Final = 100
@@ -63,7 +63,7 @@ def detect_format(
     named = dict(columns or {})
     _check_exist(named, known, place)
     if format != AUTO:
-        return _checked(find_format(format), named, known, place)
+        return _checked(format, named, known, place)
     if named:
         return _by_roles(named, known, place)
     if (refusal := refused_kind(known)) is not None:
@@ -164,28 +164,30 @@ def _by_roles(named: Mapping[str, str], columns: Columns, place: str) -> Detecte
     )
 
 
-def _checked(form: RowFormat, named: Mapping[str, str], columns: Columns, place: str) -> DetectedFormat:
+def _checked(name: str, named: Mapping[str, str], columns: Columns, place: str) -> DetectedFormat:
+    form = find_format(name)
     roles = {role.name: role for role in form.roles}
     unknown = [role for role in named if role not in roles]
     if unknown:
         raise FormatError(
-            f"{place}data.columns has the role {unknown[0]!r}, but format {form.name!r} has {', '.join(roles)}."
+            f"{place}data.columns has the role {unknown[0]!r}, but format {name!r} has {', '.join(roles)}."
         )
     whole = complete(form, named, columns)
     missing = [role.name for role in form.roles if role.is_required and role.name not in whole]
     if missing:
         wanted = ", ".join(f"{role}: …" for role in missing)
         raise FormatError(
-            f"{place}format {form.name!r} needs a column for {', '.join(missing)}. Set data.columns: {{{wanted}}}. "
+            f"{place}format {name!r} needs a column for {', '.join(missing)}. Set data.columns: {{{wanted}}}. "
             f"{listing(columns)}"
         )
-    for role, name in whole.items():
-        if not _plays(columns[name], roles[role].kinds):
+    for role, column in whole.items():
+        if not _plays(columns[column], roles[role].kinds):
             raise FormatError(
-                f"{place}column {name!r} holds {columns[name].kind}, but {role!r} of format {form.name!r} must be "
+                f"{place}column {column!r} holds {columns[column].kind}, but {role!r} of format {name!r} must be "
                 f"{' or '.join(roles[role].kinds)}. {listing(columns)}"
             )
-    return DetectedFormat(form.name, whole)
+    # A name like module:attribute finds it in every process.
+    return DetectedFormat(name, whole)
 
 
 def _plays(column: Column, kinds: Iterable[str]) -> bool:

@@ -7,7 +7,7 @@ is calls of the tools.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metaflow_hf.data.formats.columns import MESSAGES, TEXT, parsed_list
+from metaflow_hf.data.formats.columns import EMPTY, MESSAGES, TEXT, parsed_list
 from metaflow_hf.data.formats.examples import ASSISTANT, Conversation, Example, PromptCompletion, RowProblem
 from metaflow_hf.data.formats.messages import SYSTEM, TOOLS, conversation, read_messages
 from metaflow_hf.data.formats.row_format import Role
@@ -19,7 +19,7 @@ class PromptCompletionFormat:
     name = "prompt_completion"
     roles: Sequence[Role] = (
         Role(name="completion", names=("completion",), kinds=(TEXT, MESSAGES)),
-        Role(name="prompt", names=("prompt",), kinds=(TEXT, MESSAGES)),
+        Role(name="prompt", names=("prompt",), kinds=(TEXT, MESSAGES, EMPTY)),
         SYSTEM,
         TOOLS,
     )
