@@ -14,6 +14,7 @@ branch goes on behind its last block.
 from metaflow import FlowSpec, Parameter, current, huggingface_hub, retry, step
 
 from metaflow_extensions.hf import parameters as types
+from metaflow_hf.data.formats import parse_columns
 from metaflow_hf.data.progress import BuildLines, BuildProgress
 from metaflow_hf.data.sharded import ShardedDataset
 
@@ -31,9 +32,12 @@ class DatasetFlow(FlowSpec):
     )
     num_branches = Parameter("num_branches", default=2, help="How many branches share the files, at most.")
     samples_per_block = Parameter("samples_per_block", default=100_000, help="Rows a block.")
+    format = Parameter("format", type=types.text, default="auto", help="Of the rows; see docs/data.md.")
+    columns = Parameter("columns", type=types.text, default="", help="prompt=question,completion=answer")
     text_column = Parameter(
-        "text_column", type=types.text, default="", help="Found by name and type unless given."
+        "text_column", type=types.text, default="", help="Instead of columns: one column."
     )
+    keep_columns = Parameter("keep_columns", type=types.text, default="", help="Other columns; default: all.")
     on_bad_row = Parameter(
         "on_bad_row", type=types.one_of("raise", "skip"), default="raise", help="raise or skip."
     )
@@ -57,7 +61,10 @@ class DatasetFlow(FlowSpec):
         plan = ShardedDataset.plan(
             self.dataset,
             samples_per_block=self.samples_per_block,
+            format=self.format,
+            columns=parse_columns(self.columns),
             text_column=self.text_column or None,
+            keep_columns=self.keep_columns.split(",") if self.keep_columns else None,
             on_bad_row=self.on_bad_row,
             ascii_only=self.ascii_only,
             documents=self.documents,

@@ -2,6 +2,7 @@
 
 python flows/generate_flow.py run                             the latest model of TrainFlow
 python flows/generate_flow.py run --from_run TrainFlow/17     the model of one run
+python flows/generate_flow.py run --chat True                 the prompt as a message to a model for conversations
 python flows/generate_flow.py run --text my_texts.txt         its perplexity on a text of yours, too
 """
 
@@ -23,6 +24,7 @@ class GenerateFlow(FlowSpec):
         help="Flow/run whose model is used; default: TrainFlow's latest.",
     )
     prompt = Parameter("prompt", type=types.text, default="Return the ", help="The text to continue.")
+    chat = Parameter("chat", default=False, help="Send the prompt as a user's message, by the chat template.")
     num_samples = Parameter("num_samples", default=3, help="How many continuations.")
     max_new_tokens = Parameter("max_new_tokens", default=64, help="Length of each, in tokens.")
     temperature = Parameter("temperature", default=0.8, help="0 takes the most likely token each time.")
@@ -51,9 +53,10 @@ class GenerateFlow(FlowSpec):
         from metaflow_hf.train import evaluate, generate
 
         directory = current.model.loaded["model"]
+        prompt = [{"role": "user", "content": self.prompt}] if self.chat else self.prompt
         self.texts = generate(
             directory,
-            [self.prompt] * self.num_samples,
+            [prompt] * self.num_samples,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             seed=self.seed,
@@ -65,7 +68,7 @@ class GenerateFlow(FlowSpec):
     def end(self):
         """Show the texts."""
         for text in self.texts:
-            print(ruled(f"{self.prompt}{text}\n\n"))
+            print(ruled(f"{self.prompt}{': ' if self.chat else ''}{text}\n\n"))
         if self.evaluation is not None:
             print(
                 f"perplexity {self.evaluation.perplexity:.2f} on {self.evaluation.tokens:,} tokens of {self.text!r:.40}"

@@ -37,7 +37,7 @@ class TrainFlow(FlowSpec):
     """Fine-tune or pre-train a model on texts, on as many GPUs as there are."""
 
     config = Config("config", default=str(DEMO), parser=types.parse_config, help="YAML with all settings.")
-    repo_id = Parameter("repo_id", type=types.repo_id, default="", help="Model, instead of model.repo_id.")
+    repo_id = Parameter("repo_id", type=types.model, default="", help="owner/name or ./directory of a model.")
     revision = Parameter("revision", type=types.revision, default="", help="Its branch, tag or commit.")
     reference = Parameter("reference", type=types.name, default="", help="Stored model: a key, or Flow/run.")
     dataset = Parameter("dataset", type=types.source, default="", help="hf://owner/name[:config[:split]], …")
@@ -60,16 +60,18 @@ class TrainFlow(FlowSpec):
             lineage=self.lineage,
             max_tokens=self.max_tokens,
         ).pinned()
-        current.huggingface_hub.connect(job.data_hub)
-        self.job = job.check_data().to_json()
-        current.huggingface_hub.connect(job.model_hub)
-        wanted = job.config.model
-        self.base_model = (
-            find_model(wanted.reference)
-            if wanted.reference
-            else current.huggingface_hub.snapshot_download(repo_id=wanted.repo_id, revision=wanted.revision)
-        )
-        job.check_model(self.base_model)
+        wanted, hub = job.config.model, current.huggingface_hub
+        hub.connect(job.data_hub)
+        rows = job.check_data().first_rows()
+        hub.connect(job.model_hub)
+        if wanted.directory:
+            job, self.base_model = job.save_directory(current.pathspec)
+        elif wanted.reference:
+            self.base_model = find_model(wanted.reference)
+        else:
+            self.base_model = hub.snapshot_download(repo_id=wanted.repo_id, revision=wanted.revision)
+        job.check_model(self.base_model, rows)
+        self.job = job.to_json()
         self.next(self.prepare)
 
     @huggingface_hub

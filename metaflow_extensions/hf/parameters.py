@@ -44,6 +44,24 @@ def _check_repo_id(value: str) -> None:
     check_repo_id(value)
 
 
+def _check_model(value: str) -> None:
+    from metaflow_hf.config_sections import local_directory
+
+    if local_directory(value) is None:
+        try:
+            _check_repo_id(value)
+        except SelectionError as error:
+            raise SelectionError(f"{error} For a local directory write its path, as ./directory.") from error
+    elif _on_its_way_to_a_scheduler():
+        raise SelectionError(
+            f"{value!r} is a directory of this machine, which the tasks of a scheduler cannot read: push the model to the hub, "
+            "or save it in the datastore and pass --reference."
+        )
+    else:
+        # What a directory may be called, but control characters.
+        _refuse(value, r"[\x00-\x1f\x7f]", "a directory")
+
+
 def _check_revision(value: str) -> None:
     from metaflow_hf.hub.names import check_revision
 
@@ -98,7 +116,7 @@ def parse_config(content: str) -> dict[str, Any]:
         values = parse_yaml(content)
         config = TrainConfig.parse(values)
     for check, value in (
-        (repo_id, config.model.repo_id),
+        (model, config.model.repo_id),
         (revision, config.model.revision),
         (source, config.data.dataset),
         (source, config.data.evaluation_dataset),
@@ -119,6 +137,7 @@ def one_of(*allowed: str) -> CheckedText:
 
 
 repo_id = CheckedText(_check_repo_id, "owner/name")
+model = CheckedText(_check_model, "owner/name|directory")
 revision = CheckedText(_check_revision, "revision")
 source = CheckedText(_check_source, "dataset")
 name = CheckedText(_check_name, "name")

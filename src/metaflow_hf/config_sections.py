@@ -6,10 +6,13 @@ later of them is defined.
 
 import datetime as dt
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
+
+from metaflow_hf.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -22,6 +25,32 @@ class Section(BaseModel):
     """Base of all sections: frozen, strict, and closed to unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def local_directory(name: str) -> Path | None:
+    """The local directory that ``name`` means: a path such as ``./model``, ``/models/mine`` or ``~/mine``.
+
+    ``None`` for anything else, which is the id of a repository (``owner/name``). Looks at the name only.
+    """
+    if (
+        name.startswith(("./", "../", "/", "~"))
+        or name in (".", "..")
+        or name.count("/") > 1
+        or name.endswith("/")
+    ):
+        return Path(name).expanduser()
+    return None
+
+
+def existing_directory(directory: Path | None, name: str | None) -> Path:
+    """The directory that ``local_directory`` found in ``name``. Raises ``ConfigError`` where there is none."""
+    if directory is not None and directory.is_dir():
+        return directory
+    found = "is a file" if directory is not None and directory.exists() else "does not exist here"
+    raise ConfigError(
+        f"model.repo_id: the directory {name!r} {found}. Name a directory with a model (a relative path begins where the run is "
+        "started), or a repository of the hub as owner/name."
+    )
 
 
 class LoraConfig(Section):
@@ -41,6 +70,8 @@ class LoraConfig(Section):
 class ModelConfig(Section):
     """Which model is trained, and from which weights; ``repo_id`` may come from a flow's parameter instead.
 
+    ``repo_id`` is a repository of the hub (``owner/name``), or the path of a local directory (``./model``), which the run
+    stores once and uses from there.
     ``reference`` continues from a model of this datastore: the key of a reference, a run (``TrainFlow/17``, whose
     artifact ``model`` it is) or a flow (its latest successful run). ``initialise: random`` takes only the architecture
     and the tokenizer of ``repo_id``, with the values of ``architecture`` in place of those in its config.json. ``dtype`` is that of the computation and of the model that comes out; what is trained is
@@ -60,8 +91,15 @@ class ModelConfig(Section):
 
     @property
     def name(self) -> str:
-        """What people call the model that training begins with; "" when nothing says."""
+        """What people call the model that training begins with; "" when nothing says. Of a path the last part."""
+        if self.directory is not None:
+            return self.directory.resolve().name
         return self.repo_id or self.reference or ""
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory that ``repo_id`` names; ``None`` for a repository of the hub, or without one."""
+        return local_directory(self.repo_id) if self.repo_id else None
 
     @pydantic.model_validator(mode="after")
     def _one_beginning(self) -> Self:
@@ -77,7 +115,9 @@ class ModelConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _pinned(self) -> Self:
-        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+        # A directory and a stored model are what they are; a branch may come to mean other code.
+        is_fixed = self.directory is not None or (self.reference or "").startswith("models/")
+        if self.trust_remote_code and not is_fixed and not re.fullmatch(r"[0-9a-f]{40}", self.revision):
             raise ValueError(
                 "with trust_remote_code the revision must be a full commit hash (40 hex digits), so that the code that "
                 "runs is the code that you read"
@@ -98,6 +138,7 @@ class DataConfig(Section):
     ``format`` is that of the rows, ``columns`` names the column of each of its roles, ``text_column`` that of a format
     with one. ``chat_template`` (Jinja, a file, a directory with a tokenizer, or a name) replaces that of the tokenizer,
     ``template_date`` (YYYY-MM-DD) is the date that templates print; default is the day on which the lineage began.
+    ``keep_columns`` names the columns that are stored beside those that are trained; without it all that JSON can hold are.
     """
 
     dataset: str | None = None
@@ -121,6 +162,7 @@ class DataConfig(Section):
     max_samples: PositiveInt | None = None
     on_bad_row: Literal["raise", "skip"] = "raise"
     documents: Literal["whole", "pages"] = "whole"
+    keep_columns: list[str] | None = None
 
     @pydantic.field_validator("template_date")
     @classmethod

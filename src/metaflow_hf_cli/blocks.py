@@ -19,7 +19,31 @@ documents_option = click.option(
     type=click.Choice(["whole", "pages"]),
     help="One row for each document, or for each page of a PDF.",
 )
-column_option = click.option("--text-column", help="Found by name and type unless given.")
+
+
+def _columns(_context: click.Context, _option: click.Parameter, value: str | None) -> dict[str, str] | None:
+    from metaflow_hf.data.formats import parse_columns
+    from metaflow_hf.errors import ConfigError
+
+    try:
+        return parse_columns(value) if value else None
+    except ConfigError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+column_option = click.option(
+    "--text-column", help="The column of the texts or conversations, unless it is certain."
+)
+format_option = click.option(
+    "--format", default="auto", show_default=True, help="The format of the rows (docs/data.md)."
+)
+columns_option = click.option(
+    "--columns", callback=_columns, help="Columns by role: prompt=question,completion=answer."
+)
+
+
+def _names(_context: click.Context, _option: click.Parameter, value: str | None) -> list[str] | None:
+    return value.split(",") if value else None
 
 
 @click.group(help="Datasets of blocks: build, ls, preview, verify, stats.")
@@ -38,7 +62,12 @@ def command() -> None:
     "--datastore", is_flag=True, help="Into Metaflow's datastore, where trainings find it by its key."
 )
 @click.option("--samples-per-block", default=100_000, show_default=True, type=click.IntRange(min=1))
+@format_option
+@columns_option
 @column_option
+@click.option(
+    "--keep-columns", callback=_names, help="The other columns to store, by commas; all by default."
+)
 @click.option("--on-bad-row", default="raise", show_default=True, type=click.Choice(["raise", "skip"]))
 @documents_option
 @click.option(
@@ -152,6 +181,8 @@ def stats(dataset: str, tokenizer: str | None, text_column: str | None, max_rows
 @command.command(help="The exact tokens of a batch, as training sees them, and which of them carry loss.")
 @click.argument("dataset")
 @click.option("--tokenizer", required=True, metavar="REPO", help="A model of the hub, or a directory.")
+@format_option
+@columns_option
 @column_option
 @click.option(
     "--sequence-length", default=1024, show_default=True, type=click.IntRange(min=2), help="In tokens."

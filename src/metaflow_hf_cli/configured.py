@@ -19,7 +19,9 @@ RUN: Final = "TrainFlow"
 
 config_argument = click.argument("config", type=click.Path(exists=True, dir_okay=False), metavar="CONFIG")
 _PARAMETERS: Final = (
-    click.option("--repo_id", help="Model to start from, instead of model.repo_id."),
+    click.option(
+        "--repo_id", help="Model to start from (owner/name or ./directory), instead of model.repo_id."
+    ),
     click.option("--revision", help="Its branch, tag or commit."),
     click.option("--reference", help="Model of this datastore to go on from."),
     click.option("--dataset", help="What to train on, instead of data.dataset."),

@@ -243,6 +243,39 @@ def test_a_repository_that_is_no_whole_model_is_named_as_what_it_is(place: Path,
     assert said in call("plan", "mine.yaml", status=1)
 
 
+@pytest.mark.parametrize(
+    ("files", "dataset", "said"),
+    [
+        ({"raw.py": b"import datasets"}, "hf://acme/raw", "use hf://acme/raw@refs/convert/parquet."),
+        ({"a.jsonl": b"\n\n"}, "hf://acme/raw", "hf://acme/raw:default:train holds no rows"),
+        (
+            {"dev.jsonl": b"{}", "test.jsonl": b"{}"},
+            "hf://acme/raw",
+            "Name one: hf://acme/raw:default:SPLIT.",
+        ),
+    ],
+)
+def test_a_dataset_that_cannot_be_read_is_one_line(place: Path, start_hub, files, dataset: str, said: str):
+    content = stand_in_hub(20)
+    content.add("acme/raw", files, repo_type="dataset")
+    start_hub(content)
+    (place / "mine.yaml").write_text(f"model: {{repo_id: gpt2}}\ndata: {{dataset: '{dataset}'}}\n")
+    answer = call("plan", "mine.yaml", status=1)
+    assert said in answer
+    assert "Traceback" not in answer
+    assert len([line for line in answer.splitlines() if line.strip()]) <= 3, answer
+
+
+def test_a_slice_of_a_dataset_is_planned(place: Path):
+    text = "model: {repo_id: gpt2}\ndata: {dataset: 'hf://roneneldan/TinyStories::train[:%s]', heldout_samples: 10}\n"
+    rows = []
+    for share in ("100%", "50%"):
+        (place / "mine.yaml").write_text(text % share)
+        answer = json.loads(call("plan", "mine.yaml", "--tokens-per-second", 1_000_000, "--json"))
+        rows.append(answer["plan"]["samples"])
+    assert rows[0] - rows[1] == pytest.approx(200, abs=2)
+
+
 def test_a_dry_run_leaves_no_directory_behind(place: Path, tmp_path: Path, monkeypatch):
     import tempfile
 
@@ -255,3 +288,127 @@ def test_a_dry_run_leaves_no_directory_behind(place: Path, tmp_path: Path, monke
     with pytest.raises(ZeroDivisionError):
         CliRunner().invoke(hf, ["plan", "mine.yaml"], catch_exceptions=False)
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+DATA = "data: {dataset: 'hf://roneneldan/TinyStories', sequence_length: 32, heldout_samples: 40}\n"
+
+
+def plan_of(place: Path, model: str, *options: object, status: int = 0) -> str:
+    (place / "mine.yaml").write_text(f"model: {{{model}}}\n{DATA}")
+    return call("plan", "mine.yaml", "--tokens-per-second", 1_000_000, *options, status=status)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"vocab_size": 401},
+            "have other shapes than its config.json says (lm_head.weight|model.embed_tokens.weight) is",
+        ),
+        ({"num_hidden_layers": 3}, "acme/mine lacks 9 of the model's weights"),
+        (
+            {"num_hidden_layers": 1},
+            "acme/mine holds 9 tensors that the model of its config.json has no place for",
+        ),
+        (
+            {"model_type": "qwen2_5_vl", "architectures": ["Qwen2_5_VLForConditionalGeneration"]},
+            "acme/mine is a Qwen2_5_VLForConditionalGeneration, and transformers has no causal language model",
+        ),
+        (
+            {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}},
+            "acme/mine needs Python code of its own",
+        ),
+    ],
+)
+def test_a_plan_finds_weights_that_do_not_fit_by_their_headers(place: Path, start_hub, config, said: str):
+    from stand_ins import _model
+
+    files = _model()
+    values = {**json.loads(files["config.json"]), **config}
+    # Large beside its header, so that a download would show.
+    padding = b"\0" * 2**20
+    content = stand_in_hub(60)
+    content.add("acme/mine", {**files, "config.json": json.dumps(values).encode(), "other.bin": padding})
+    server = start_hub(content)
+    server.log.clear()
+    assert re.search(
+        said.replace("(l", "\\((l").replace("[", "\\["), plan_of(place, "repo_id: acme/mine", status=1)
+    )
+    read = server.log.entries("GET", "*.safetensors")
+    assert all(request.range for request in read)
+    assert sum(request.body_bytes for request in read) <= 66_000
+    assert not server.log.entries("*", "*.bin")
+
+
+def test_a_plan_needs_trust_for_pickled_weights(place: Path, start_hub):
+    from stand_ins import _model
+
+    files = _model()
+    files["pytorch_model.bin"] = files.pop("model.safetensors")
+    content = stand_in_hub(60)
+    content.add("acme/mine", files)
+    start_hub(content)
+    said = plan_of(place, "repo_id: acme/mine", status=1)
+    assert "acme/mine has its weights only as pickle (pytorch_model.bin)" in said
+    plan_of(place, "repo_id: acme/mine, allow_pickle: true")
+
+
+@pytest.fixture
+def directory(place: Path) -> Path:
+    """A model as a training leaves it in the current directory, with all that is in the way."""
+    from stand_ins import _model
+
+    directory = place / "mine"
+    (directory / "checkpoint-10").mkdir(parents=True)
+    (directory / ".git").mkdir()
+    junk = (
+        "optimizer.pt",
+        "trainer_state.json",
+        "train.log",
+        "checkpoint-10/model.safetensors",
+        ".git/config",
+    )
+    for name, data in {**_model(), **dict.fromkeys(junk, b"junk")}.items():
+        (directory / name).write_bytes(data)
+    return directory
+
+
+@pytest.mark.parametrize("written", ["./mine", "mine/", "{}", "~/mine"])
+def test_a_local_directory_is_planned_and_previewed(place: Path, directory: Path, written: str, monkeypatch):
+    monkeypatch.setenv("HOME", str(place))
+    before = everything_below(place)
+    answer = json.loads(plan_of(place, f"repo_id: '{written.format(directory)}'", "--json"))
+    assert everything_below(place) - {"mine.yaml"} == before
+    assert answer["plan"]["base_model"] == "mine"
+    assert str(place) not in json.dumps(answer["plan"])
+    (place / "hub.yaml").write_text(f"model: {{repo_id: gpt2}}\n{DATA}")
+    other = json.loads(call("plan", "hub.yaml", "--tokens-per-second", 1_000_000, "--json"))
+    same = ("parameters", "tokens", "claims", "memory", "disk")
+    assert {name: answer["plan"][name] for name in same} == {name: other["plan"][name] for name in same}
+    assert call("preview", "mine.yaml") == call("preview", "hub.yaml")
+    assert "model.repo_id" in call("validate", "mine.yaml")
+    assert (
+        json.loads(plan_of(place, "repo_id: gpt2", "--repo_id", "./mine", "--json"))["plan"]["base_model"]
+        == "mine"
+    )
+
+
+@pytest.mark.parametrize("command", ["validate", "plan", "preview"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("./nowhere", "model.repo_id: the directory './nowhere' does not exist here"),
+        ("./mine.yaml", "model.repo_id: the directory './mine.yaml' is a file"),
+        ("no where", "'no where' is neither the id of a repository (owner/name) nor the path of a directory"),
+        ("a/b/c", "the directory 'a/b/c' does not exist here"),
+    ],
+)
+def test_a_name_of_nothing_is_refused(place: Path, command: str, name: str, said: str):
+    (place / "mine.yaml").write_text(f"model: {{repo_id: '{name}'}}\n{DATA}")
+    assert said in call(command, "mine.yaml", status=1)
+
+
+def test_a_local_adapter_is_named_as_one(place: Path):
+    (place / "mine").mkdir()
+    (place / "mine/adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    assert "mine is an adapter of gpt2, not a whole model" in plan_of(place, "repo_id: ./mine", status=1)

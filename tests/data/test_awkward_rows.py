@@ -72,9 +72,13 @@ BAD_LINES = [
     (b'["text"]', "not a JSON object"),
     (b'"text"', "not a JSON object"),
     (b'{"text": "\xff\xfe"}', "not a JSON object"),
-    (b'{"text": "\\ud800"}', "not a JSON object"),
+    (
+        b'{"text": "a\\ud800"}',
+        r"column 'text' holds half of a surrogate pair, or a byte that is not UTF-8 ('\ud800' at character 1)",
+    ),
+    (b'{"text": NaN}', "column 'text' holds float"),
+    (b'{"text": [{"role": "user", "content": "\\udc00"}]}', "column 'text' holds list instead of text"),
     (b'{"text": "ok", "x": "\xff"}', "not a JSON object"),
-    (b'{"text": "ok", "x": NaN}', "not a JSON object"),
     (b'{"text": "\x01"}', "not a JSON object"),
     (b'{"text": 5}', "column 'text' holds int"),
     (b'{"text": {"a": 1}}', "column 'text' holds dict"),
@@ -92,17 +96,46 @@ def test_what_cannot_be_kept_is_refused_by_row_number(line, why, tmp_path):
     assert (manifest.total_samples, manifest.skipped_rows) == (2, 2)
 
 
+UNSTORABLE = [
+    b"bytes",
+    object(),
+    {"deep": [b"bytes"]},
+    "\ud800",
+    {(1, 2): 3},
+    {"\ud800": 1},
+    memoryview(b"x"),
+]
+
+
+@pytest.mark.parametrize("value", UNSTORABLE, ids=lambda value: f"{type(value).__name__}")
+@pytest.mark.parametrize("many", [False, True])
+def test_a_column_that_json_cannot_keep_is_left_out_with_one_warning(value, many, tmp_path, caplog):
+    rows = [{"text": "good", "y": 1}, *({"text": f"row {i}", "x": value, "y": 2.5} for i in range(5))]
+    with StreamingBlockWriter(tmp_path, "mine") as writer:
+        if many:
+            writer.write_many(rows)
+        else:
+            for row in rows:
+                writer.write(row)
+    with BlockManager(tmp_path) as manager:
+        assert manager.get_rows(0, 0) == [
+            {name: cell for name, cell in row.items() if name != "x"} for row in rows
+        ]
+    warnings = [record.getMessage() for record in caplog.records if "'x'" in record.getMessage()]
+    assert len(warnings) == 1, warnings
+    assert warnings[0].startswith("mine: column 'x' is left out")
+
+
 @pytest.mark.parametrize(
-    ("value", "column"),
-    [(b"bytes", "x"), (object(), "x"), ({"deep": [b"bytes"]}, "x"), ("\ud800", "x"), ({(1, 2): 3}, "x")],
+    "value", [b"bytes", "\ud800", "a\udcff", [{"role": "user", "content": b"x"}], 5, 1.5]
 )
-def test_values_that_json_cannot_keep_are_refused_by_row_and_column(value, column, tmp_path):
+def test_a_text_that_json_cannot_keep_is_refused(value, tmp_path):
     with (
-        pytest.raises(BadRowError, match=f"row 1 .*{column!r}"),
-        StreamingBlockWriter(tmp_path, "mine") as writer,
+        pytest.raises(BadRowError, match="row 1 .*column 'text' holds"),
+        StreamingBlockWriter(tmp_path, "mine", text_column="text") as writer,
     ):
         writer.write({"text": "good"})
-        writer.write({"text": "bad", column: value})
+        writer.write({"text": value})
 
 
 def test_numbers_and_dates_of_python_become_what_json_has_for_them(tmp_path):

@@ -66,7 +66,7 @@ def run(code: str, trained: list[list[int]], *, stop_after: int = 100) -> None:
 
 def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
     torch.set_num_threads(1)
-    _, code = blocks_of("python")
+    code = blocks_of("python")[-1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     first: list[list[int]] = []
     run(code, first, stop_after=4)
@@ -96,19 +96,30 @@ def test_the_loop_trains_every_row_once_and_goes_on_where_it_stopped(place):
     assert sorted(texts[:-1]) == sorted(ROWS)
 
 
-def test_rows_of_ones_own_become_blocks(place):
-    code, _ = blocks_of("python")
+def test_rows_are_looked_at(place, capsys):
+    code, *_ = blocks_of("python")
     exec(code, {})
+    assert capsys.readouterr().out.splitlines() == [str({"text": row}) for row in ROWS[:6]]
+
+
+def test_rows_of_ones_own_become_blocks(place):
+    exec(blocks_of("python")[2], {})
     with BlockManager("mine") as blocks:
         assert blocks.manifest.total_samples == 4_999
         assert blocks.get_chunk(0, 0)[1] == "row 2"
 
 
 def test_its_configuration_is_valid():
-    (block,) = blocks_of("yaml")
-    assert TrainConfig.parse(parse_yaml(block)).rollout.chunk_size == "auto"
+    columns, sizes = (TrainConfig.parse(parse_yaml(block)) for block in blocks_of("yaml"))
+    assert columns.data.columns == {"prompt": "question", "completion": "answer"}
+    assert sizes.rollout.chunk_size == "auto"
 
 
 def test_its_options_are_those_of_the_configuration():
     for name in re.findall(r"^- `(\w+)`:", TEXT, re.MULTILINE):
         assert name in TrainConfig().data.model_dump()
+
+
+def test_a_format_of_ones_own_is_recognized(capsys):
+    exec(blocks_of("python")[1], {})
+    assert capsys.readouterr().out == "riddles (solution: solution, riddle: riddle)\n"

@@ -416,6 +416,18 @@ CERTAIN = {
         {"text": "text"},
         ["### Human: q### Assistant: a"],
     ),
+    "speech with its text": (
+        [{"audio": {"array": [0.1], "sampling_rate": 16000}, "text": "hello"}],
+        "text",
+        {"text": "text"},
+        ["hello"],
+    ),
+    "images beside messages": (
+        [{"messages": PAIR, "images": [b"x"]}],
+        "messages",
+        {"messages": "messages"},
+        ["a"],
+    ),
     "only stories": ([{"story": "once"}], "text", {"text": "story"}, ["once"]),
     "only sentences": ([{"sentence": "one", "id": 3}], "text", {"text": "sentence"}, ["one"]),
 }
@@ -530,13 +542,7 @@ UNCERTAIN = {
     "opus": ([{"id": "0", "translation": {"en": "Hello", "fr": "Bonjour"}}], "translation data", None),
     "captions": ([{"image": {"bytes": b"x", "path": None}, "caption": "a cat"}], "column 'image'", ["a cat"]),
     "image links": ([{"image": "http://x/y.png", "caption": "a cat"}], "column 'image'", ["a cat"]),
-    "speech": (
-        [{"audio": {"array": [0.1], "sampling_rate": 16000}, "text": "hello"}],
-        "column 'audio'",
-        ["hello"],
-    ),
     "only images": ([{"image": b"x", "label": 1}], "column 'image'", None),
-    "images beside messages": ([{"messages": PAIR, "images": [b"x"]}], "column 'images'", ["a"]),
     **{
         f"only {name}": ([{name: "some words"}], f"{{text: {name}}}", ["some words"])
         for name in (

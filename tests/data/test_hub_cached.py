@@ -5,8 +5,9 @@ import logging
 
 import pytest
 
-from metaflow_hf.data import BlockManager, build_blocks
-from metaflow_hf.errors import HubUnavailable, IntegrityError, SelectionError
+from metaflow_hf.data import BlockManager, build_blocks, detect_format
+from metaflow_hf.data.sources import remembered as remembered_module
+from metaflow_hf.errors import FormatError, HubUnavailable, IntegrityError, SelectionError
 from metaflow_hf.hub.client import HubClient, RetryPolicy
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
@@ -158,3 +159,30 @@ def test_a_damaged_blob_is_named(hub, tmp_path, cache_snapshot):
         build_blocks(reference, tmp_path / "out")
     assert not (tmp_path / "out/commits/complete.json").exists()
     assert open_store(tmp_path / "out").children("commits") == []
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "messages": '[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]',
+            "id": "1",
+        },
+        {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yes"}], "source": "s"},
+        {"instruction": "i", "input": "", "output": "o", "text": "i\no"},
+        {"id": "1", "translation": {"de": "ja", "fr": "oui"}},
+        {"image": {"bytes": "", "path": "a.png"}, "caption": "c"},
+        {"prompt": "p", "completion": "c", "label": True},
+        {"text": "", "title": "t"},
+    ],
+)
+def test_what_is_remembered_of_rows_has_their_format_and_none_of_their_words(row):
+    def outcome(rows):
+        try:
+            return detect_format(rows)
+        except FormatError as error:
+            return str(error).partition(" Columns: ")[0]
+
+    remembered = {name: remembered_module._example(value) for name, value in row.items()}
+    assert outcome([remembered]) == outcome([row])
+    assert "yes" not in str(remembered)

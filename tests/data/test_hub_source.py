@@ -298,10 +298,10 @@ def test_locations(text, parts):
 
 
 @pytest.mark.parametrize(
-    "name", ["train.tar", "train-0.tar.gz", "train.xml", "train.hdf5", "data/train.webp"]
+    "name", ["train.xml", "train.hdf5", "data/train.webp", "train.jsonl.bak", "task.toml"]
 )
 def test_files_without_rows_of_text_are_refused_with_what_to_do(name):
-    with pytest.raises(SelectionError, match="has no files with rows") as refused:
-        layout_of_files([name, "README.md"], None, None, None, where="hf://org/name")
+    with pytest.raises(SelectionError, match="has no files with rows of text") as refused:
+        layout_of_files([name, "README.md"], {}, None, None, where="hf://org/name")
     for named in (name, ".parquet", "hf://org/name@refs/convert/parquet", "save_to_disk"):
         assert named in str(refused.value)

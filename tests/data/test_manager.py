@@ -440,7 +440,7 @@ def slow(tmp_path, make_rows, monkeypatch):
 
     def make(error=None):
         source = _SlowSource(open_source(tmp_path / "raw.parquet"), error)
-        monkeypatch.setattr(module, "open_source", lambda _: source)
+        monkeypatch.setattr(module, "open_source", lambda _, **__: source)
         return source, BlockManager(
             "hf://slow", samples_per_block=1000, dataset_chunk_size=500, cache_dir=tmp_path / "c"
         )

@@ -13,11 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from metaflow_hf.data import build_blocks, verify_blocks
+from metaflow_hf.data import build_blocks, reading, verify_blocks
 from metaflow_hf.data.build import plan_dataset, write_dataset
+from metaflow_hf.data.manifest import Cursor
+from metaflow_hf.data.reading_pool import ReadingProcess
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.sources import open_source, parts
-from metaflow_hf.errors import BadRowError, HubUnavailable, IntegrityError, MetaflowHFError, StoreUnavailable
+from metaflow_hf.errors import (
+    BadRowError,
+    HubUnavailable,
+    IntegrityError,
+    MetaflowHFError,
+    SelectionError,
+    StoreUnavailable,
+)
 from metaflow_hf.hub.client import HubClient, RetryPolicy
 from metaflow_hf.store import open_store
 from metaflow_hf_cli.fixtures import datasets as given
@@ -28,8 +37,32 @@ SETTINGS = {"samples_per_block": 400, "compression": None}
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    """Small files in several parts."""
+    """Small files in several parts, read by several processes."""
     monkeypatch.setattr(parts, "PART_BYTES", 20_000)
+    monkeypatch.setattr(reading, "MIN_BYTES", 2)
+
+
+@pytest.fixture
+def only_others_read(monkeypatch):
+    """The builder reads nothing itself, so that the reading processes must read everything."""
+    monkeypatch.setattr(reading._PartsReader, "_read_here", lambda _self: False)
+
+
+@pytest.fixture(params=["builder", "others", "both"])
+def who_reads(request, monkeypatch):
+    """Who reads the most: the builder while the others start, only the others, or both at once."""
+    if request.param == "others":
+        request.getfixturevalue("only_others_read")
+    if request.param == "both":
+        read_here = reading._PartsReader._read_here
+
+        def read_here_when_all_are_ready(self):
+            while not all(process._is_ready for process in self._pool.processes):
+                self._serve_processes(is_urgent=True)
+            return read_here(self)
+
+        monkeypatch.setattr(reading._PartsReader, "_read_here", read_here_when_all_are_ready)
+    return request.param
 
 
 def _lines(rows):
@@ -48,11 +81,29 @@ def _csv(rows):
     return buffer.getvalue().encode()
 
 
+def _awkward_csv(rows):
+    """A BOM, CRLF, line ends and doubled quotes inside cells, a header over two lines, a bad row, no last line feed."""
+    buffer = io.StringIO(newline="")
+    cells = [[row["n"], f'{row["text"]} "quoted",\nsecond line\r\n' * (row["n"] % 3 + 1)] for row in rows]
+    cells[1500] = ["1500", "one", "too many"]
+    csv.writer(buffer, lineterminator="\r\n").writerows([['n "of"\nrow', "text"], *cells])
+    return b"\xef\xbb\xbf" + buffer.getvalue().removesuffix("\r\n").encode()
+
+
+def _misleading_csv(rows):
+    """A quote that is an ordinary character, before line ends inside of cells: cuts are guessed wrong behind it."""
+    lines = _csv(rows).splitlines(keepends=True)
+    lines[1200] = b'1199,a 5" disk\n'
+    lines[1201:1800] = [b'%d,"a\nb\nc"\n' % number for number in range(1200, 1799)]
+    return b"".join(lines)
+
+
 def _awkward_lines(rows):
     """A BOM, blank lines, CRLF, rows without text, a row larger than a part, no line feed at the end."""
     lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
     lines[7], lines[1500], lines[1501] = b"", lines[1500] + b"\r", b'{"text": null}'
     lines[2000] = json.dumps({"text": "x" * 70_000}).encode()
+    lines[2500], lines[2700] = b'{"text": 7}', b"not JSON"
     return b"\xef\xbb\xbf" + b"\n".join(lines)
 
 
@@ -62,13 +113,18 @@ SOURCES = {
     "one.txt": lambda rows: {"one.txt": "\n".join(row["text"] for row in rows).encode()},
     "one.parquet": lambda rows: {"one.parquet": _parquet(rows)},
     "one.csv": lambda rows: {"one.csv": _csv(rows)},
+    "awkward.csv": lambda rows: {"awkward.csv": _awkward_csv(rows)},
+    "misleading.csv": lambda rows: {"misleading.csv": _misleading_csv(rows)},
+    "one.csv.gz": lambda rows: {"one.csv.gz": gzip.compress(_csv(rows))},
     "shards": lambda rows: {
         f"shards/{n:02d}.{ending}": write(rows[n * 300 : n * 300 + 300])
         for n in range(10)
         for ending, write in [
-            [("jsonl", _lines), ("jsonl.gz", lambda r: gzip.compress(_lines(r))), ("parquet", _parquet), ("csv", _csv)][n % 4]
+            [("jsonl", _lines), ("jsonl.gz", lambda r: gzip.compress(_lines(r))), ("ndjson", _lines)][n % 2 or n % 4]
         ]
     },
+    "parquet-shards": lambda rows: {f"parquet-shards/{n:02d}.parquet": _parquet(rows[n * 300 : n * 300 + 300]) for n in range(10)},
+    "csv-shards": lambda rows: {f"csv-shards/{n}.csv": _csv(rows[n * 300 : n * 300 + 300]) for n in range(10)},
 }  # fmt: skip
 
 
@@ -84,27 +140,85 @@ def write(tmp_path):
     return write
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_the_bytes_do_not_depend_on_the_number_of_processes(name, write, tmp_path):
+@pytest.mark.parametrize("num_proc", [2, 3])
+@pytest.mark.parametrize("name", sorted(SOURCES.keys() - {"one.csv.gz"}))
+def test_the_bytes_do_not_depend_on_the_number_of_processes(name, num_proc, who_reads, write, tmp_path):
     source = write(name)
-    assert len(list(parts.split(open_source(source), _beginning()))) > 1 or name == "one.csv"
-    build_blocks(source, tmp_path / "one", **SETTINGS)
-    manifest = build_blocks(source, tmp_path / "two", num_proc=2, **SETTINGS)
+    assert len(list(parts.split(open_source(source), Cursor()))) > 1
+    build_blocks(source, tmp_path / "one", on_bad_row="skip", **SETTINGS)
+    manifest = build_blocks(source, tmp_path / "two", num_proc=num_proc, on_bad_row="skip", **SETTINGS)
     assert manifest.total_samples > ROWS - 10
     assert _bytes(tmp_path / "two") == _bytes(tmp_path / "one")
 
 
-def test_each_run_may_have_another_number_of_processes(write, tmp_path):
+@pytest.mark.parametrize("name", ["one.jsonl", "one.parquet", "awkward.csv"])
+def test_many_batches_of_one_part(name, only_others_read, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_BYTES", 10**9)
+    monkeypatch.setattr(reading, "_num_processes", lambda *_: 1)
+    source = write(name)
+    if name == "one.jsonl":
+        # Five batches; the second is not the source's bytes, because a line is blank.
+        lines = source.read_bytes().splitlines(keepends=True) * 5
+        source.write_bytes(b"".join([*lines[:5000], b"\n", *lines[5000:]]))
+    build_blocks(source, tmp_path / "one", on_bad_row="skip", **SETTINGS)
+    build_blocks(source, tmp_path / "two", num_proc=2, on_bad_row="skip", **SETTINGS)
+    assert _bytes(tmp_path / "two") == _bytes(tmp_path / "one")
+
+
+def test_each_run_may_have_another_number_of_processes(who_reads, write, tmp_path):
     source = write("awkward.jsonl")
-    build_blocks(source, tmp_path / "whole", **SETTINGS)
+    settings = {**SETTINGS, "on_bad_row": "skip"}
+    build_blocks(source, tmp_path / "whole", **settings)
     for num_proc in (2, 1):
-        _stop_after_two_blocks(source, tmp_path / "out", num_proc)
-    build_blocks(source, tmp_path / "out", num_proc=2, **SETTINGS)
+        _stop_after_two_blocks(source, tmp_path / "out", num_proc, settings)
+    build_blocks(source, tmp_path / "out", num_proc=2, **settings)
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("name", "min_bytes", "num_proc", "started"),
+    [
+        ("one.jsonl", 1000, 1, []),
+        ("one.jsonl", 1000, 2, [1]),
+        ("one.jsonl", 1000, 3, [2]),
+        # No more processes than the size is worth: one for each half of the least size.
+        ("one.jsonl", 160_000, 8, [3]),
+        ("one.jsonl", 10**9, 8, []),
+        # A byte of CSV or parquet counts three times.
+        ("one.csv", 500_000, 2, [1]),
+        ("one.csv", 800_000, 2, []),
+        # A file that cannot be cut is read by one process.
+        ("one.csv.gz", 1000, 8, []),
+    ],
+)
+def test_the_size_decides_whether_processes_are_started(
+    name, min_bytes, num_proc, started, write, tmp_path, monkeypatch
+):
+    counts = []
+
+    class CountingPool(reading.ReadingPool):
+        def __init__(self, source, spec, num_processes):
+            counts.append(num_processes)
+            super().__init__(source, spec, num_processes)
+
+    monkeypatch.setattr(reading, "MIN_BYTES", min_bytes)
+    monkeypatch.setattr(reading, "ReadingPool", CountingPool)
+    source = write(name)
+    assert name != "one.jsonl" or 240_000 < source.stat().st_size < 320_000
+    build_blocks(source, tmp_path / "out", num_proc=num_proc, **SETTINGS)
+    assert counts == started
+
+
+def test_what_is_left_after_a_resume_decides_too(write, tmp_path, monkeypatch):
+    source = open_source(write("one.jsonl"))
+    size = source.files[0].size
+    monkeypatch.setattr(reading, "MIN_BYTES", size // 2)
+    assert reading._num_processes(source, Cursor(row=100, offset=size // 4), 2) == 1
+    assert reading._num_processes(source, Cursor(row=2000, offset=size * 3 // 4), 2) == 0
+
+
 @pytest.mark.parametrize("name", ["one.jsonl", "shards"])
-def test_a_bad_row_keeps_its_number(name, write, tmp_path):
+def test_a_bad_row_keeps_its_number(name, who_reads, write, tmp_path):
     source = write(name)
     place = source if source.is_file() else source / "08.jsonl"
     data = place.read_bytes()
@@ -126,13 +240,45 @@ def test_a_bad_row_keeps_its_number(name, write, tmp_path):
     assert (one.total_samples, one.skipped_rows) == (ROWS - 1, 1)
 
 
-def test_a_damaged_file_is_named_behind_the_rows_before_it(write, tmp_path):
-    source = write("shards")
+def test_a_damaged_file_is_named_behind_the_rows_before_it(who_reads, write, tmp_path):
+    source = write("parquet-shards")
     damaged = source / "06.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(IntegrityError, match=r"06\.parquet"):
         build_blocks(source, tmp_path / "out", num_proc=2, **SETTINGS)
     assert read_manifest(open_store(tmp_path / "out")).total_samples == 1600
+
+
+def test_a_csv_file_that_cannot_be_parsed_is_refused_at_the_same_line(who_reads, write, tmp_path):
+    source = write("awkward.csv")
+    data = source.read_bytes()
+    at = data.index(b'"row 2500 ')
+    source.write_bytes(data[:at] + b'"no" comma' + data[at:])
+    errors = []
+    for num_proc in (1, 2):
+        with pytest.raises(SelectionError) as error:
+            build_blocks(source, tmp_path / f"{num_proc}", num_proc=num_proc, on_bad_row="skip", **SETTINGS)
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
+    assert "line " in errors[0]
+    one, two = (_bytes(tmp_path / f"{n}") for n in (1, 2))
+    committed = {name for name in one if name.startswith(("blocks", "commits"))}
+    assert len(committed) >= 9
+    assert all(one[name] == two[name] for name in committed)
+
+
+def test_wrong_cuts_of_a_csv_file_are_noticed(only_others_read, write, tmp_path, monkeypatch):
+    abandoned = []
+    read_again = reading._PartsReader._read_again
+
+    def record(self, rest, first_row):
+        abandoned.append(first_row + rest.begin.row)
+        return read_again(self, rest, first_row)
+
+    monkeypatch.setattr(reading._PartsReader, "_read_again", record)
+    build_blocks(write("misleading.csv"), tmp_path / "out", num_proc=2, **SETTINGS)
+    assert len(abandoned) == 1
+    assert abandoned[0] >= 1000
 
 
 def test_limits_are_exact(write, tmp_path):
@@ -144,7 +290,7 @@ def test_limits_are_exact(write, tmp_path):
     assert build_blocks(source, tmp_path / "c", num_proc=2, max_rows=1234, **SETTINGS).total_samples == 1234
 
 
-def test_a_killed_process_is_replaced(write, tmp_path, caplog):
+def test_a_killed_process_is_replaced(only_others_read, write, tmp_path, caplog):
     source = write("one.jsonl")
     build_blocks(source, tmp_path / "whole", **SETTINGS)
     killed = []
@@ -161,11 +307,19 @@ def test_a_killed_process_is_replaced(write, tmp_path, caplog):
     assert _reading_processes() == []
 
 
-def test_what_came_of_a_part_before_the_kill_is_not_read_again(hub, tmp_path, monkeypatch):
+def test_what_came_of_a_part_before_the_kill_is_not_read_again(only_others_read, hub, tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "PART_BYTES", 10**9)
+    monkeypatch.setattr(reading, "_num_processes", lambda *_: 1)
     build_blocks(f"hf://{given.GZIP_ID}", tmp_path / "whole", samples_per_block=50)
     gate = hub.faults.hold_next(path="*train-00001-of-00002*")
-    killed = []
+    killed, begins = [], []
+    begin = ReadingProcess.begin
+
+    def record_begin(self, reading, spool):
+        begins.append(reading.rest.begin)
+        begin(self, reading, spool)
+
+    monkeypatch.setattr(ReadingProcess, "begin", record_begin)
 
     def kill_at_the_second_file(_manifest):
         if not killed:
@@ -182,10 +336,13 @@ def test_what_came_of_a_part_before_the_kill_is_not_read_again(hub, tmp_path, mo
         progress=kill_at_the_second_file,
     )
     assert len(killed) == 1
+    assert [begin.row > 0 for begin in begins] == [False, True]
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
 
 
-def test_processes_that_are_killed_again_and_again_are_an_error_and_no_hang(write, tmp_path):
+def test_processes_that_are_killed_again_and_again_are_an_error_and_no_hang(
+    only_others_read, write, tmp_path
+):
     source = write("one.jsonl")
 
     def kill_all(_manifest):
@@ -201,7 +358,7 @@ def test_processes_that_are_killed_again_and_again_are_an_error_and_no_hang(writ
     assert verify_blocks(tmp_path / "out") == []
 
 
-def test_no_process_is_left_when_the_store_fails(write, tmp_path, recording_store):
+def test_no_process_is_left_when_the_store_fails(who_reads, write, tmp_path, recording_store):
     source = open_source(write("one.jsonl"))
 
     def fail(method, key, _number):
@@ -239,19 +396,13 @@ def test_an_outage_of_the_hub_is_one_here_too(hub, tmp_path, monkeypatch):
     assert _bytes(tmp_path / "out") == _bytes(tmp_path / "whole")
 
 
-def _stop_after_two_blocks(source, out, num_proc):
+def _stop_after_two_blocks(source, out, num_proc, settings):
     done = []
     opened = open_source(source)
     write_dataset(
-        opened, plan_dataset(opened, **SETTINGS), open_store(out), num_proc=num_proc,
+        opened, plan_dataset(opened, **settings), open_store(out), num_proc=num_proc,
         progress=done.append, stop=lambda: len(done) >= 2,
     )  # fmt: skip
-
-
-def _beginning():
-    from metaflow_hf.data.manifest import Cursor
-
-    return Cursor()
 
 
 def _reading_processes() -> list[int]:

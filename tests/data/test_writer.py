@@ -320,6 +320,7 @@ def test_an_interrupted_call_leaves_no_part_of_its_row(tmp_path, monkeypatch):
         def __init__(self, column, **settings):
             self._inner, self._calls = RowEncoder(column, **settings), 0
             self.encode_row, self.plain_lines = self._inner.encode_row, self._inner.plain_lines
+            self.left_out = self._inner.left_out
 
         def append_plain(self, row, lines, at):
             end, self._calls = self._inner.append_plain(row, lines, at), self._calls + 1

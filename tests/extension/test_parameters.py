@@ -45,6 +45,9 @@ def test_names_hold_nothing_that_means_something_to_a_shell_or_a_path(kind, valu
     [
         (parameters.repo_id, "gpt2"),
         (parameters.repo_id, "meta-llama/Llama-3.1_8B"),
+        (parameters.model, "meta-llama/Llama-3.1_8B"),
+        (parameters.model, "./my model"),
+        (parameters.model, "~/models/mine/"),
         (parameters.revision, "refs/pr/12"),
         (parameters.revision, "v1.0-rc.1"),
         (parameters.name, "TrainFlow/argo-x-12"),
@@ -79,6 +82,16 @@ def test_on_the_way_to_a_scheduler_texts_hold_nothing_that_its_shell_expands(sch
     assert value_of(parameters.text, 'She said: "(a; b)"', scheduler, "trigger")
     with pytest.raises(Failure, match="other machines"):
         value_of(parameters.source, "../my.jsonl", scheduler, "trigger")
+    with pytest.raises(
+        Failure, match="a directory of this machine, which the tasks of a scheduler cannot read"
+    ):
+        value_of(parameters.model, "./mine", scheduler, "create")
+
+
+def test_a_model_is_a_repository_or_a_directory():
+    for value in ("a b", "$(id)", "owner/na;me"):
+        with pytest.raises(Failure, match="is not the id of a repository.*write its path, as ./directory"):
+            value_of(parameters.model, value, "run")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,16 @@ def test_unknown_repository(shell: Shell, hub):
 
 
 def test_a_name_that_is_no_repository(shell: Shell):
-    check_fails_saying(shell, "SelectionError:", "'../etc'", arguments=["--repo_id", "../etc"])
+    check_fails_saying(shell, "SelectionError:", "'a b'", "./directory", arguments=["--repo_id", "a b"])
+
+
+def test_a_directory_that_does_not_exist(shell: Shell):
+    check_fails_saying(
+        shell,
+        "ConfigError:",
+        "model.repo_id: the directory '../etc' does not exist here",
+        arguments=["--repo_id", "../etc"],
+    )
 
 
 def test_unknown_dataset(shell: Shell, hub):

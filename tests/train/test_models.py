@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors import safe_open
+from transformers import GPTNeoXConfig
 
 from metaflow_hf.config import ModelConfig, TrainConfig
 from metaflow_hf.demo import tiny_models
@@ -50,6 +51,16 @@ def test_an_encoder_is_refused(tmp_path, architectures):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="only causal language models"):
         load_model(tmp_path, ModelConfig(initialise="random"))
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_a_decoder_that_does_not_call_itself_one_is_trained(tmp_path, is_decoder):
+    """GPT-NeoX (Pythia) is a decoder whatever its ``is_decoder`` says."""
+    config = GPTNeoXConfig(vocab_size=50_000, hidden_size=512, is_decoder=is_decoder)
+    config.architectures = ["GPTNeoXForCausalLM"]
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        assert load_model(tmp_path, ModelConfig(), initialise=True)
 
 
 def test_a_directory_without_a_model_or_tokenizer_is_refused(tmp_path, model_dir):

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import msgspec
 import pytest
 import safetensors.torch
 import torch
@@ -28,6 +29,7 @@ from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
 from metaflow_hf.train import evaluate, evaluation, export_lineage, generate
 from metaflow_hf.train.heldout import heldout_rows, key_of
+from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.models import load_model, load_tokenizer
 
 TASK = {"flow": "F", "run": "1", "step": "join", "task": "7"}
@@ -117,6 +119,29 @@ def test_an_unfinished_lineage_is_not_exported(training, export):
     training.start()
     with pytest.raises(TrainingIncomplete, match="0 of 18 positions are done"):
         export()
+
+
+def test_a_training_of_no_tokens_is_no_success(training, export):
+    training.start(data={"long_documents": "drop", "sequence_length": 4})
+    said = "is final, but trained 0 tokens: no row left a token to learn.*data.long_documents .drop, with data.sequence_length 4."
+    for work in (training.work, training.work, export):
+        with pytest.raises(TrainingIncomplete, match=said):
+            work()
+
+
+def test_a_training_whose_every_position_was_skipped_is_no_success(training, export, monkeypatch):
+    training.start(rounds={"on_failure": "skip", "max_failures": 1})
+    lineage = Lineage(training.store)
+    first = lineage.newest().manifest
+    skipped = msgspec.structs.replace(
+        first, round=1, skipped=[(0, 18)], final=True, parent=lineage.newest().digest
+    )
+    lineage.create_round(skipped)
+    for work in (training.work, export):
+        with pytest.raises(
+            TrainingIncomplete, match=r"18 of 18 positions failed and were skipped .rounds.on_failure: skip"
+        ):
+            work()
 
 
 def test_adapters_are_trained_and_folded_into_the_model(training, export, tmp_path):
@@ -352,6 +377,10 @@ def test_texts_end_with_the_positions_that_a_model_knows(model_dir, prompt):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     shape = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32}
     model = GPT2LMHeadModel(GPT2Config(**shape, eos_token_id=None))
+    # It never ends a text by itself.
+    model.lm_head.register_forward_hook(
+        lambda module, inputs, logits: logits.index_fill(-1, torch.tensor(tokenizer.all_special_ids), -1e9)
+    )
     last: list[int] = []
     model.transformer.wpe.register_forward_hook(
         lambda module, inputs, output: last.append(int(inputs[0].max()))

@@ -130,7 +130,8 @@ def test_of_any_two_different_texts_one_is_trained_and_one_measured(training, tm
         with BlockManager(tmp_path / f"{seed}.jsonl", 5, cache_dir=tmp_path / "cache") as blocks:
             sides = held_out(blocks, None, config)
             held = {row["text"] for row in rows if sides.holds(row["text"])}
-            assert len(held) == max(min(different - 1, different * copies // 10), 1)
+            wanted = max(different * copies // 10, 1)
+            assert len(held) == min(different - 1, -(-wanted // copies))
             assert {row.value for row in heldout_rows(blocks, config)} == held
 
 

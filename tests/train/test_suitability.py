@@ -97,7 +97,8 @@ def stored(tmp_path, monkeypatch):
 
 def test_a_run_looks_at_it_before_its_dataset_is_built(dynamic, stored):
     values = {
-        "model": {"repo_id": "acme/mine"},
+        # Its description alone is stored here.
+        "model": {"repo_id": "acme/mine", "initialise": "random"},
         "data": {"dataset": "hf://acme/none", "sequence_length": 32},
         "rollout": CHUNKED,
     }

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from metaflow_hf.data.manager import Block, BlockManager
     from metaflow_hf.data.manifest import BlockManifest
     from metaflow_hf.data.order import Chunk, chunk_order
+    from metaflow_hf.data.source_rows import open_rows
     from metaflow_hf.data.streaming import StreamingBlockWriter
     from metaflow_hf.data.tokens import EncodedExample, encode_examples
     from metaflow_hf.data.tracker import ChunkTracker
@@ -34,6 +35,7 @@ __all__ = [
     "chunk_order",
     "detect_format",
     "encode_examples",
+    "open_rows",
     "process_raw_dataset_to_blocks",
     "register_format",
     "verify_blocks",
@@ -53,6 +55,7 @@ _MODULES = {
     "chunk_order": "order",
     "detect_format": "formats",
     "encode_examples": "tokens",
+    "open_rows": "source_rows",
     "process_raw_dataset_to_blocks": "build",
     "register_format": "formats",
     "verify_blocks": "verify",

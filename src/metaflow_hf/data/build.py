@@ -2,14 +2,16 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from metaflow_hf.data.emptiness import nothing_stored
 from metaflow_hf.data.formats import DetectedFormat, resolve_format
+from metaflow_hf.data.left_out import LeftOutColumns
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, Documents, OnBadRow
 from metaflow_hf.data.open_block import scratch_directory
 from metaflow_hf.data.reading import encoded_batches
@@ -43,6 +45,7 @@ def build_blocks(
     compression: Compression | None = None,
     max_rows: int | None = None,
     max_bytes: int | None = None,
+    keep_columns: Sequence[str] | None = None,
     progress: Progress | None = None,
     dataset_name: str | None = None,
     documents: Documents = "whole",
@@ -55,21 +58,25 @@ def build_blocks(
     return the same manifest.
 
     ``source`` is ``hf://[owner/]name[:config[:split]][@revision]``; a local file (.jsonl, .json, .csv, .parquet,
-    .txt, …, also .gz, .zst, .bz2 and .xz), a directory of such files, or a folder of ``save_to_disk``; the URI of
-    such files, or of blocks, in a store (s3://…); or the reference of a cached snapshot of a dataset. ``output_dir`` is a
-    directory or a URI of a store; without it the dataset goes to the datastore of the running flow, outside of
-    flows to the user's cache directory, under a key of its own.
+    .txt, …, also .gz, .zst, .bz2 and .xz), a pattern, an archive, a directory of such files, or a folder of
+    ``save_to_disk``, all with ``:config:split`` behind them; the URI of such files, or of blocks, in a store (s3://…);
+    or the reference of a cached snapshot of a dataset. A split may be a slice or a sum: ``train[:10%]``,
+    ``train+test``. ``output_dir`` is a directory or a URI of a store; without it the dataset goes to the datastore of
+    the running flow, outside of flows to the user's cache directory, under a key of its own.
 
     ``format`` is that of the rows: ``auto``, ``text``, ``messages``, ``sharegpt``, ``prompt_completion``, ``alpaca`` or
     one of your own, ``columns`` names the column of each of its roles, ``text_column`` that of a format with one (see
     ``detect_format``). Rows are stored as they are; the format decides which of them are blank or unusable.
 
     ``ascii_only`` keeps only rows with ASCII text; ``max_rows`` and ``max_bytes`` (of JSON lines) take the first
-    ones; ``documents`` makes each document one row (``"whole"``), or each page of a PDF (``"pages"``);
-    ``progress`` is called with the manifest so far after each block. With ``num_proc`` above 1 that many further
-    processes read and encode files, or parts of local ones, at once (they need room on the disk for what they are
-    ahead); the result does not depend on it. Raises ``FormatError`` when the format is not certain (before anything
-    is written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` and the hub's errors.
+    ones; ``documents`` makes each document one row (``"whole"``), or each page of a PDF (``"pages"``); ``keep_columns``
+    names the columns to store beside those that are trained (all by default); ``progress`` is called with the manifest
+    so far after each block. Up to ``num_proc`` processes, this one included, read and encode files, or parts of local
+    files, at once; the result does not depend on how many. Small sources (below 64 MiB of JSON Lines, or a third of that
+    in other formats) are read by this process alone, and so is a single file that cannot be cut. What is read ahead is
+    kept on the disk, beside local blocks. Raises ``FormatError`` when the format is not certain (before anything is
+    written), ``BadRowError``, ``DatasetMismatch``, ``SelectionError`` (also for a source without a row that can be
+    stored) and the hub's errors.
     """
     if num_proc < 1:
         raise ConfigError(f"num_proc must be at least 1, got {num_proc}.")
@@ -85,6 +92,7 @@ def build_blocks(
         compression=compression,
         max_rows=max_rows,
         max_bytes=max_bytes,
+        keep_columns=keep_columns,
         dataset_name=dataset_name,
     )
     store = default_store(spec) if output_dir is None else open_store(output_dir)
@@ -131,6 +139,7 @@ def plan_dataset(
     compression: Compression | None = None,
     max_rows: int | None = None,
     max_bytes: int | None = None,
+    keep_columns: Sequence[str] | None = None,
     dataset_name: str | None = None,
     documents: Documents | None = None,
 ) -> DatasetSpec:
@@ -138,6 +147,8 @@ def plan_dataset(
 
     ``documents`` is what the source was opened with. Raises ``ConfigError``, also when it is not that.
     """
+    if isinstance(keep_columns, str):
+        raise ConfigError(f"keep_columns must be a list of names, got {keep_columns!r}.")
     spec = check_settings(
         DatasetSpec(
             dataset_name=dataset_name or source.name,
@@ -151,11 +162,13 @@ def plan_dataset(
             max_rows=max_rows,
             max_bytes=max_bytes,
             **_document_settings(source, documents),
+            keep_columns=None if keep_columns is None else tuple(sorted(set(keep_columns))),
         )
     )
     rows = source.first_rows()
     if not rows:
         return spec
+    _check_columns(spec, rows)
     found = resolve_format(
         rows,
         format=format,
@@ -187,6 +200,17 @@ def _document_settings(source: Source, documents: Documents | None) -> dict[str,
     }
 
 
+def _check_columns(spec: DatasetSpec, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ``ConfigError`` for a column to keep that none of the first rows has."""
+    known = dict.fromkeys(column for row in rows for column in row)
+    unknown = [column for column in spec.keep_columns or () if column not in known]
+    if unknown:
+        raise ConfigError(
+            f"keep_columns: {spec.source.removeprefix('file:')} has no column {', '.join(map(repr, unknown))}. Its "
+            f"columns: {', '.join(map(str, known))}."
+        )
+
+
 def write_dataset(
     source: Source,
     spec: DatasetSpec,
@@ -196,17 +220,29 @@ def write_dataset(
     lease_seconds: float = LEASE_SECONDS,
     stop: Callable[[], bool] = lambda: False,
     num_proc: int = 1,
+    may_be_empty: bool = False,
 ) -> BlockManifest:
     """Writes what is missing of the dataset, or waits while another process does.
 
-    With ``num_proc`` above 1 that many further processes read and encode. ``stop`` is asked between batches of rows; when it says so, what is committed so far is returned.
+    Raises ``SelectionError`` for a source without a row that can be stored, unless it ``may_be_empty``. Up to ``num_proc``
+    processes, this one included, read and encode. ``stop`` is asked between batches of rows; when it says so, what is
+    committed so far is returned.
     """
     while (
         lease := hold_lease(store, ttl=lease_seconds, done=lambda: stop() or is_published(store))
     ) is not None:
         try:
             with lease:
-                return _write(source, spec, store, lease, progress=progress, stop=stop, num_proc=num_proc)
+                return _write(
+                    source,
+                    spec,
+                    store,
+                    lease,
+                    progress=progress,
+                    stop=stop,
+                    num_proc=num_proc,
+                    may_be_empty=may_be_empty,
+                )
         except ClaimLost as error:
             # This process was held up for too long: the other one's work is as good.
             logger.warning("%s What it writes is waited for.", error)
@@ -222,18 +258,24 @@ def _write(
     progress: Progress | None,
     stop: Callable[[], bool],
     num_proc: int,
+    may_be_empty: bool,
 ) -> BlockManifest:
     writer = DatasetWriter(store, spec, lease=lease, on_commit=progress)
     if writer.is_complete:
         return writer.finish()
+    left_out = LeftOutColumns(spec.dataset_name)
     rows = encoded_batches(source, spec, writer.cursor, num_proc=num_proc, directory=scratch_directory(store))
     try:
         with closing(rows):
             for batch in rows:
+                left_out.warn(batch.left_out)
                 if stop():
                     return _finished(store, spec)
                 if not writer.append(batch):
                     break
+            else:
+                if not (writer.total_samples or may_be_empty):
+                    raise nothing_stored(source, spec)
         return writer.finish()
     finally:
         writer.discard()

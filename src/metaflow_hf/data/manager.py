@@ -1,7 +1,7 @@
 """Blocks and chunks for training: metadata without data, and one chunk at a time in memory."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,9 +58,10 @@ class BlockManager:
     the block's file; ``None`` is never an answer.
 
     ``ascii_only``, ``on_bad_row`` and ``max_rows`` filter rows when blocks are built, ``documents`` says what a row of a
-    PDF is (see ``build_blocks``); blocks built without ``ascii_only`` are refused with it. The format of the rows is
-    found by their columns unless ``format``, ``columns`` or ``text_column`` name it (``FormatError`` lists the columns):
-    ``.format`` is what was found, ``.text_column`` its main column.
+    PDF is, ``keep_columns`` names the columns to store beside those that are trained (all by default; see
+    ``build_blocks``); blocks built without ``ascii_only`` are refused with it. The format of the rows is found by their
+    columns unless ``format``, ``columns`` or ``text_column`` name it (``FormatError`` lists the columns): ``.format`` is
+    what was found, ``.text_column`` its main column.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class BlockManager:
         on_bad_row: OnBadRow = "raise",
         max_rows: int | None = None,
         documents: Documents = "whole",
+        keep_columns: Sequence[str] | None = None,
     ) -> None:
         _check_chunk_size(dataset_chunk_size)
         self.dataset_chunk_size = index(dataset_chunk_size)
@@ -93,6 +95,7 @@ class BlockManager:
             on_bad_row=on_bad_row,
             max_rows=max_rows,
             documents=documents,
+            keep_columns=keep_columns,
         )
         if ascii_only and not self._known.manifest.ascii_only:
             raise ConfigError(

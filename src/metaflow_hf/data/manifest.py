@@ -42,7 +42,13 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     state: dict[str, Any] | None = None
 
 
-_LATER: Final[dict[str, Any]] = {"format": "text", "columns": {}, "documents": None, "document_rules": None}
+_LATER: Final[dict[str, Any]] = {
+    "format": "text",
+    "columns": {},
+    "documents": None,
+    "document_rules": None,
+    "keep_columns": None,
+}
 
 
 class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +59,8 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     column) say which rows have content; of plain texts ``text_column`` does.
     ``documents`` says what a row of a PDF is, and ``document_rules`` by which version of the rules text is taken out of
     documents; both are ``None`` for sources whose rows they do not change.
+    ``keep_columns`` are the columns that are stored beside those that are trained, in the order of their names; ``None``
+    stores all.
     """
 
     dataset_name: str
@@ -71,6 +79,7 @@ class DatasetSpec(msgspec.Struct, frozen=True, kw_only=True):
     columns: dict[str, str] = {}
     documents: Documents | None = None
     document_rules: int | None = None
+    keep_columns: tuple[str, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields; those that were added later only where they say something, so that digests stay."""

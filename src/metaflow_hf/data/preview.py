@@ -1,6 +1,6 @@
 """What training sees of a dataset: the tokens of one batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -63,6 +63,8 @@ def preview_batch(
     batch_size: int = 8,
     packing: bool = True,
     loss_on: LossOn = "assistant",
+    format: str = "auto",  # noqa: A002  the name of the setting
+    columns: Mapping[str, str] | None = None,
     text_column: str | None = None,
     documents: Documents = "whole",
 ) -> PreviewedBatch:
@@ -74,7 +76,12 @@ def preview_batch(
     """
     stored = find_dataset(dataset)
     with BlockManager(
-        stored or dataset, text_column=text_column, documents=documents, enable_prefetch=False
+        stored or dataset,
+        format=format,
+        columns=columns,
+        text_column=text_column,
+        documents=documents,
+        enable_prefetch=False,
     ) as blocks:
         try:
             stop = min(start + rows, blocks.get_block(block_id).total_samples)

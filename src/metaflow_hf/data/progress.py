@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Final, TextIO, cast
 from metaflow_hf.data.manifest import BlockManifest, Cursor
 from metaflow_hf.data.sources import Source
 from metaflow_hf.data.sources.files import FileSource, SourceFile
+from metaflow_hf.data.sources.views import FileView
 from metaflow_hf.hub.progress import byte_bar, duration, format_bytes
 
 INTERVAL_SECONDS: Final = 10.0
@@ -188,8 +189,14 @@ class _MeteredSource(FileSource):
 
     def batches(self, cursor: Cursor) -> Any:
         self.progress.skip(sum(file.size for file in self.files[: cursor.file]) + cursor.offset)
-        metered = dataclasses.replace(self, files=[_MeteredFile(file, self.progress) for file in self.files])
+        metered = dataclasses.replace(self, files=[_metered(file, self.progress) for file in self.files])
         return FileSource.batches(metered, cursor)
+
+
+def _metered(file: SourceFile, progress: BuildProgress) -> SourceFile:
+    if isinstance(file, FileView):
+        return dataclasses.replace(file, file=_MeteredFile(file.file, progress))
+    return _MeteredFile(file, progress)
 
 
 @dataclass(frozen=True, slots=True)

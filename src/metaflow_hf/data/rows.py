@@ -4,7 +4,7 @@ All of it can be sent to another process.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
 import numpy as np
@@ -60,7 +60,8 @@ class InputLines:
 class EncodedRows:
     """The kept lines in one piece, each with its line feed: line ``i`` ends at ``ends[i]``.
 
-    ``consumed[i]`` input rows, counted from the batch's first, were used up to and with line ``i``.
+    ``consumed[i]`` input rows, counted from the batch's first, were used up to and with line ``i``. ``left_out`` are
+    the columns that could not be stored, with the reason, unless an earlier batch of the same encoder named them.
     """
 
     data: bytes | bytearray
@@ -68,6 +69,7 @@ class EncodedRows:
     consumed: Sequence[int]
     total_consumed: int
     after: Callable[[int], Cursor]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(

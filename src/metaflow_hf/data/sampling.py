@@ -10,6 +10,7 @@ from metaflow_hf.data.progress import BuildProgress, source_bytes
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.sources import Source, open_source
 from metaflow_hf.data.sources.files import FileSource, SourceFile
+from metaflow_hf.data.sources.views import rows_of
 from metaflow_hf.data.stored import find_stored
 from metaflow_hf.store import ObjectStore
 
@@ -103,7 +104,11 @@ def _counted(files: Sequence[SourceFile]) -> int:
 
     rows, size = 0, 0
     for file in files[:_FOOTERS]:
-        with file.open() as stream:
-            rows += pa.parquet.ParquetFile(stream).metadata.num_rows
+        view = rows_of(file)
+        if view is not None:
+            rows += view[1] - view[0]
+        else:
+            with file.open() as stream:
+                rows += pa.parquet.ParquetFile(stream).metadata.num_rows
         size += file.size
     return round(rows * sum(file.size for file in files) / max(size, 1))

@@ -35,7 +35,7 @@ from metaflow_hf.data.sources import Source, open_source
 from metaflow_hf.data.sources.documents import document_format
 from metaflow_hf.data.sources.files import FileSource
 from metaflow_hf.data.writer import LEASE_SECONDS
-from metaflow_hf.errors import ConfigError, DatasetMismatch, NotFound
+from metaflow_hf.errors import ConfigError, DatasetMismatch, NotFound, SelectionError
 from metaflow_hf.store import ObjectStore
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -145,13 +145,14 @@ class ShardedDataset:
                 _shard_store(root, shard),
                 progress=lambda manifest, shard=shard: _tell(progress, shard, manifest),  # type: ignore[misc]
                 lease_seconds=lease_seconds,
+                may_be_empty=True,
             )
             _tell(progress, shard, manifest)
 
     def assemble(self, store: ObjectStore | None = None) -> BlockManifest:
         """Makes one dataset of all shards and returns its manifest. Idempotent; nothing is copied.
 
-        Raises ``NotFound`` that names the shards which are not complete, and ``DatasetMismatch`` when another dataset was
+        Raises ``NotFound`` that names the shards which are not complete, ``SelectionError`` when all are empty, and ``DatasetMismatch`` when another dataset was
         assembled there before.
         """
         root = store or default_store(self.spec)
@@ -169,6 +170,10 @@ class ShardedDataset:
             skipped_rows=sum(shard.skipped_rows for shard in shards),
             is_complete=True,
         )
+        if not manifest.total_samples:
+            raise SelectionError(
+                f"{self.location} holds no rows that can be stored: {manifest.skipped_rows:,} were skipped."
+            )
         # The manifest first: whoever finds the completion finds the blocks as well.
         _create(root, MANIFEST_KEY, msgspec.json.format(encode(manifest), indent=2) + b"\n")
         completion = Completion(

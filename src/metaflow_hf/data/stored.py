@@ -102,9 +102,11 @@ def find_stored(source: str, store: ObjectStore) -> str | None:
     A key is ``datasets/<name>-<digest>``, also with the store's URI before it. Raises ``SelectionError`` for a key
     under which there is nothing, or a dataset that is not complete.
     """
+    from metaflow_hf.data.sources.local import LocalPlace
+
     key = source.removeprefix(f"{store.uri}/").rstrip("/")
     folder, _, name = key.partition("/")
-    if folder != DATASETS or not name or "/" in name or Path(source).exists():
+    if folder != DATASETS or not name or "/" in name or LocalPlace.parse(Path(source).absolute()).exists:
         return None
     manifest = read_manifest(store.child(key))
     if manifest is None:

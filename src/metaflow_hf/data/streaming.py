@@ -12,6 +12,7 @@ import numpy as np
 from metaflow_hf.data.build import with_format
 from metaflow_hf.data.encoding import RowEncoder
 from metaflow_hf.data.formats import resolve_format
+from metaflow_hf.data.left_out import LeftOutColumns
 from metaflow_hf.data.manifest import BlockManifest, Compression, DatasetSpec, OnBadRow
 from metaflow_hf.data.records import read_commit, read_completion
 from metaflow_hf.data.rows import AfterRow, EncodedRows, line_ends
@@ -80,6 +81,7 @@ class StreamingBlockWriter:
         self._first = 0
         self._wants_more = True
         self._is_open = True
+        self._left_out = LeftOutColumns(dataset_name)
         self._writer: DatasetWriter | None = None
         self._encoder: RowEncoder | None = None
         self._append_plain: Callable[[dict[str, Any], bytearray, int], int] = _no_line
@@ -151,6 +153,8 @@ class StreamingBlockWriter:
             found = resolve_format([values], where=self._spec.dataset_name, **self._settings)
             encoder = self._begin(with_format(self._spec, found))
         line = encoder.encode_row(values, self._spec.dataset_name, self.next_cursor)
+        if encoder.left_out:
+            self._left_out.warn(encoder.left_out)
         if line is None:
             self._skips.append(len(self._ends) - 1)
         else:

@@ -43,12 +43,37 @@ def save_directory(
     metadata in one task gives the same reference. Symbolic links are followed. Raises ``SelectionError`` when
     the path does not exist or holds no file, when ``metadata`` is not JSON, or for a label too long for a key.
     """
+    return save_files(
+        store,
+        files_to_save(directory),
+        flow=flow,
+        run=run,
+        step=step,
+        task=task,
+        label=label,
+        metadata=metadata,
+        pathspec=pathspec,
+    )
+
+
+def save_files(
+    store: ObjectStore,
+    sources: Mapping[str, Path],
+    *,
+    flow: str,
+    run: str,
+    step: str,
+    task: str,
+    label: str = "model",
+    metadata: Mapping[str, Any] | None = None,
+    pathspec: str = "",
+) -> ModelRef:
+    """As ``save_directory``, with the files (name -> path) that are chosen already."""
     if len(quote_part(label)) > MAX_LABEL_BYTES:
         raise SelectionError(
             f"the label {label[:40]!r}… of {len(label)} characters is too long: a key has room for {MAX_LABEL_BYTES} "
             "(more than one for each that is no letter, digit or '-_.'). Shorten it, and put the rest into metadata."
         )
-    sources = files_to_save(directory)
     about = {"type": ModelRef.TYPE, "label": label, "metadata": check_metadata(metadata, "a model")}
     prefix = f"models/{quote_part(flow)}/{quote_part(run)}/{quote_part(step)}/{quote_part(task)}"
     while True:

@@ -34,6 +34,7 @@ def check_sources(data: DataConfig) -> None:
         spec = plan_dataset(
             open_source(source, documents=data.documents),
             samples_per_block=data.samples_per_block,
+            keep_columns=data.keep_columns,
             **format_settings(data),
         )
         # Another commit of the same split is no other data.
@@ -72,6 +73,7 @@ def build_source(source: str, data: DataConfig, *, num_samples: int | None = Non
         on_bad_row=data.on_bad_row,
         max_rows=None if some else data.max_samples,
         documents=data.documents,
+        keep_columns=data.keep_columns,
     ) as blocks:
         if num_samples is None:
             blocks.wait_complete()

@@ -72,13 +72,3 @@ def check_length(model_dir: Path, config: TrainConfig) -> None:
             f"data.sequence_length = {config.data.sequence_length:,} is more than the {limits[0]:,} positions of "
             f"{config.model.name}: lower it."
         )
-
-
-def needs_trial(config: TrainConfig) -> bool:
-    """Whether something is configured of which only a trial tells if the model can do it (``check_model``)."""
-    return bool(
-        config.model.architecture
-        or config.model.lora
-        or config.rollout.use_chunked_training is True
-        or config.data.packing == "isolated"
-    )

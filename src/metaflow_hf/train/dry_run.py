@@ -18,36 +18,23 @@ from metaflow_hf.data.preview import PreviewedBatch
 from metaflow_hf.data.sampling import SampledDataset, sample_dataset
 from metaflow_hf.data.sizes import chunk_samples
 from metaflow_hf.errors import ConfigError, SelectionError
-from metaflow_hf.hub.request import SnapshotRequest
-from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.report.outcome import Plan
-from metaflow_hf.store import configured_store, open_store
+from metaflow_hf.store import open_store
 from metaflow_hf.store.datastore import existing_store
-from metaflow_hf.store.node_cache import NodeCache
 from metaflow_hf.train.blocks import format_settings
-from metaflow_hf.train.description import (
-    DESCRIPTION,
-    NO_DESCRIPTION,
-    is_description,
-    read_config_json,
-    write_description,
-)
 from metaflow_hf.train.heldout import HeldOut, count_copies, held_out, training_samples
 from metaflow_hf.train.job import TrainingJob
+from metaflow_hf.train.model_source import DescribedModel, describe_model
 from metaflow_hf.train.planning import Extent, make_plan
 from metaflow_hf.train.suitability import check_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DryRun:
-    """A job with what is known of its model and its datasets; ``base_model`` is a reference, or as much of one as
-    is known, ``model_bytes`` the size of all the model's files.
-    """
+    """A job with what is known of its model and its datasets."""
 
     job: TrainingJob
-    model_dir: Path
-    base_model: Mapping[str, Any]
-    model_bytes: int
+    model: DescribedModel
     training: SampledDataset
     heldout: SampledDataset | None
 
@@ -59,7 +46,7 @@ class DryRun:
         """What the run would do. ``tokens_per_second`` is the speed of one worker, where it is known better than a probe
         on this machine would tell.
         """
-        check_model(self.model_dir, self.config)
+        check_model(self.model.directory, self.config, self.model.files)
         with ExitStack() as stack:
             training = stack.enter_context(self._blocks(self.training))
             heldout = stack.enter_context(self._blocks(self.heldout)) if self.heldout else None
@@ -67,14 +54,14 @@ class DryRun:
                 self._extent(training),
                 training,
                 heldout,
-                model_dir=self.model_dir,
+                model_dir=self.model.directory,
                 config=self.config,
-                base_model=self.base_model,
+                base_model=self.model.reference,
                 speed=tokens_per_second,
                 copies=count_copies(training, heldout, self.config, samples=self.training.rows),
             )
         stored = {
-            "model": self.model_bytes,
+            "model": self.model.num_bytes,
             "dataset": self.training.num_bytes + (self.heldout.num_bytes if self.heldout else 0),
         }
         return replace(plan, disk={**stored, **plan.disk}, notes=(*plan.notes, *self._notes(plan)))
@@ -98,13 +85,13 @@ class DryRun:
                 raise SelectionError(
                     f"there are {order.num_positions:,} positions; there is no position {position}."
                 )
-            tokenizer = training_tokenizer(self.model_dir, self.config)
+            tokenizer = training_tokenizer(self.model.directory, self.config)
             feed = Feed(
                 blocks,
                 order,
                 example_encoder(tokenizer, row_format(blocks, self.config), self.config),
                 self.config,
-                max_positions=declared_positions(self.model_dir, self.config.model),
+                max_positions=declared_positions(self.model.directory, self.config.model),
                 held_out=self._held_out(blocks),
             )
             span = order.locate(position)
@@ -142,7 +129,7 @@ class DryRun:
 
         data, size, rows = self.config.data, self._chunk_size(), 1
         if self.config.rounds.claim_samples == "auto":
-            tokenizer = training_tokenizer(self.model_dir, self.config)
+            tokenizer = training_tokenizer(self.model.directory, self.config)
             rows = rows_of_step(
                 blocks, example_encoder(tokenizer, row_format(blocks, self.config), self.config), self.config
             )
@@ -202,13 +189,11 @@ def dry_run(
     with tempfile.TemporaryDirectory(prefix="metaflow-hf-dry-run-") as scratch, _own_cache(Path(scratch)):
         root = Path(scratch)
         connect(job.model_hub)
-        model_dir, base_model, model_bytes = _describe_model(job.config, root, find_model)
+        model = describe_model(job.config.model, root, find_model)
         connect(job.data_hub)
         yield DryRun(
-            job=job,
-            model_dir=model_dir,
-            base_model=base_model,
-            model_bytes=model_bytes,
+            job=job.without_path(),
+            model=model,
             training=_sample(job.config, str(job.config.data.dataset), root),
             heldout=_sample(job.config, job.config.data.evaluation_dataset, root)
             if job.config.data.evaluation_dataset
@@ -237,34 +222,9 @@ def _sample(config: TrainConfig, location: str, root: Path) -> SampledDataset:
         **format_settings(data),
         on_bad_row=data.on_bad_row,
         documents=data.documents,
+        keep_columns=data.keep_columns,
         max_rows=data.max_samples if location == data.dataset else config.evaluation.max_samples,
     )
     if not sampled.manifest.total_samples:
         raise ConfigError(f"{location} has no rows with text.")
     return sampled
-
-
-def _describe_model(
-    config: TrainConfig, root: Path, find_model: Callable[[str], Mapping[str, Any]]
-) -> tuple[Path, Mapping[str, Any], int]:
-    target, cache = root / "model", NodeCache(root / "cache")
-    if config.model.reference:
-        reference = find_model(config.model.reference)
-        directory = write_description(configured_store(), reference, target, cache=cache)
-        return directory, reference, reference["size"]
-    snapshots = Snapshots(open_store(root / "hub"), cache)
-    repo_id, revision = str(config.model.repo_id), config.model.revision
-    files = snapshots.plan(SnapshotRequest.of(repo_id, revision=revision))
-    if not any(is_description(file.filename) for file in files):
-        # Says what is missing; a selection of nothing would say less.
-        read_config_json(target, repo_id)
-    described = snapshots.ensure(
-        SnapshotRequest.of(
-            repo_id,
-            revision=revision,
-            allow_patterns=list(DESCRIPTION),
-            ignore_patterns=list(NO_DESCRIPTION),
-        )
-    )
-    size = sum(file.file_size or 0 for file in files)
-    return snapshots.load(described, target), described.to_json(), size

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data.chat import read_chat_template
+from metaflow_hf.data.chat import ChatTemplate, read_chat_template
 from metaflow_hf.data.formats import DetectedFormat
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.data.tokens import ExampleEncoder
@@ -25,6 +25,15 @@ def training_tokenizer(model_dir: Path, config: TrainConfig) -> Any:
     if config.data.chat_template is not None:
         tokenizer.chat_template = read_chat_template(config.data.chat_template, tokenizer)
     return tokenizer
+
+
+def trained_end_tokens(tokenizer: Any, spec: Spec) -> list[int]:
+    """What ends a document in what a lineage trained, and a turn, where it trained conversations: where to stop."""
+    ends = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    template, is_text = ChatTemplate(tokenizer), "format" not in spec.hyperparameters.get("data", {})
+    if template and not is_text and (end := template.end_token_id) is not None:
+        ends.append(end)
+    return list(dict.fromkeys(ends))
 
 
 def with_template_date(config: TrainConfig, model_dir: Path, spec: Spec | None) -> TrainConfig:

@@ -106,7 +106,9 @@ def evaluate(
     ``BadRowError`` for a text that the chat template does not take, unless bad ones are to be skipped.
     """
     if isinstance(model, (str, Path)):
-        settings = ModelConfig(allow_pickle=allow_pickle, trust_remote_code=trust_remote_code)
+        settings = ModelConfig(
+            repo_id=str(Path(model).resolve()), allow_pickle=allow_pickle, trust_remote_code=trust_remote_code
+        )
         tokenizer = tokenizer or load_tokenizer(Path(model), trust_remote_code=trust_remote_code)
         model = load_model(Path(model), settings)
         model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))

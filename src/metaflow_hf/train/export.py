@@ -13,20 +13,24 @@ from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
 from metaflow_hf.store.objects import ObjectStore, encode_json
 from metaflow_hf.train.adapters import merge_adapters, save_adapters
-from metaflow_hf.train.encoding import training_tokenizer
+from metaflow_hf.train.encoding import trained_end_tokens, training_tokenizer
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
 from metaflow_hf.train.models import (
+    cast,
     export_dtype,
-    load_model,
+    load_parts,
     load_weights,
     prepare,
     save_model,
     trained_parameters,
 )
+from metaflow_hf.train.outcome_check import check_trained
 from metaflow_hf.train.ranges import Positions
 from metaflow_hf.train.records import Payload
+from metaflow_hf.train.special_tokens import align_special_tokens
 from metaflow_hf.train.tensors import TensorReader
+from metaflow_hf.train.text_part import copy_processor
 from metaflow_hf.train.validation import ranked
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -61,7 +65,7 @@ def export_lineage(
     training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
     (``rounds.ema_half_life``), not both at once. Either is to be asked for first, because a collection may free its weights once the last is
     exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
-    ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final,
+    ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
     ``NotFound`` when model and weights are both gone.
     """
     if best and ema:
@@ -83,7 +87,14 @@ def export_lineage(
     try:
         with tempfile.TemporaryDirectory(prefix="export-") as scratch:
             directory = Path(scratch) / "model"
-            write_model(lineage, weights, model_dir, config, directory, base_model=base_model)
+            write_model(
+                lineage,
+                weights,
+                model_dir,
+                config,
+                directory,
+                base_model=base_model,
+            )
             reference = save_directory(
                 models,
                 directory,
@@ -172,7 +183,9 @@ def write_model(
     adapters are to be saved by themselves.
     """
     seed = config.data.seed
-    model = prepare(load_model(model_dir, config.model, seed=seed), config.model, seed=seed)
+    loaded = load_parts(model_dir, config.model, seed=seed)
+    model = prepare(loaded.language, config.model, seed=seed)
+    tokenizer = training_tokenizer(model_dir, config)
     with tempfile.TemporaryDirectory(prefix="weights-") as scratch:
         files = PayloadFiles(lineage.store, Path(scratch))
         with TensorReader(files.fetch(weights)) as reader:
@@ -181,8 +194,14 @@ def write_model(
         commit = (base_model or {}).get("commit_hash")
         save_adapters(model, directory, base_model=config.model.name, revision=commit)
     else:
-        save_model(merge_adapters(model).to(export_dtype(model_dir, config.model)), directory)
-    training_tokenizer(model_dir, config).save_pretrained(directory)
+        merged = merge_adapters(model)
+        # Trained weights are the same in a language model and in the multimodal model around it.
+        whole = merged if loaded.whole is loaded.language else loaded.whole
+        align_special_tokens(whole, tokenizer, end_token_ids=trained_end_tokens(tokenizer, lineage.spec()))
+        save_model(cast(whole, export_dtype(model_dir, config.model)), directory)
+        if whole is not merged:
+            copy_processor(model_dir, directory)
+    tokenizer.save_pretrained(directory)
 
 
 def _saves_adapter(config: TrainConfig) -> bool:
@@ -203,6 +222,7 @@ def _final(lineage: Lineage) -> ClosedRound:
             f"the lineage {spec.lineage!r} is not final: {settled} of {spec.num_positions} positions are done. Let a "
             "worker finish it: retry or resume the run, or run again with the same lineage."
         )
+    check_trained(spec, newest)
     return newest
 
 

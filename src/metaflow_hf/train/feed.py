@@ -141,10 +141,14 @@ class Feed:
     def _known(self, document: EncodedExample, left_out: LeftOut) -> Iterator[EncodedExample]:
         """The document whole, or what the policy makes of it where it (with its end) exceeds the known positions."""
         total = len(document.input_ids)
-        length = max(self._max_positions - 1, 1) if self._max_positions is not None else max(total, 1)
-        policy = self._config.data.long_documents
-        if total <= length or policy == "split":
-            yield from (document.cut(start, start + length) for start in range(0, total, length))
+        if self._max_positions is None or total <= self._max_positions:
+            yield document
+            return
+        # Each piece ends as a document does.
+        length, policy = max(self._max_positions - 1, 1), self._config.data.long_documents
+        if policy == "split":
+            for start in range(0, total - 1, length):
+                yield document.cut(start, total if start + length >= total - 1 else start + length)
             return
         kept = length if policy == "truncate" else 0
         left_out.documents, left_out.tokens = left_out.documents + 1, left_out.tokens + total - kept

@@ -12,7 +12,8 @@ from torch.overrides import TorchFunctionMode
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.sizes import token_chunk_size
 from metaflow_hf.errors import UnsupportedModelError
-from metaflow_hf.train.models import load_model, prepare, read_architecture
+from metaflow_hf.train.architecture import read_architecture
+from metaflow_hf.train.models import load_model, prepare
 from metaflow_hf.train.optimizers import bytes_per_parameter
 
 logger = logging.getLogger("metaflow_hf.train")

@@ -7,8 +7,10 @@ copies are on the same side. So are the copies, in the dataset, of what is measu
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final, Self
 
 from metaflow_hf.config import TrainConfig
@@ -149,14 +151,17 @@ def held_out(
 
 
 def _lowest(keys: Iterable[int], wanted: int, config: TrainConfig) -> HeldOut:
-    """What holds out so many different texts, those with the lowest hashes, or all but one of them."""
-    different = sorted(set(keys))
+    """What holds out so many rows: those of the texts with the lowest hashes, and never all of them."""
+    rows = Counter(keys)
+    different = sorted(rows)
     if len(different) < 2:
         raise ConfigError(
             f"the rows of {config.data.dataset} hold {len(different)} different text{'s' * (len(different) != 1)}, so none "
             "can be held out: name a data.evaluation_dataset."
         )
-    return HeldOut(different[min(wanted, len(different) - 1) - 1] + 1)
+    held = accumulate(rows[key] for key in different[:-1])
+    last = next((number for number, count in enumerate(held) if count >= wanted), len(different) - 2)
+    return HeldOut(different[last] + 1)
 
 
 def _keys(blocks: BlockManager, sizes: Sequence[int], config: TrainConfig) -> Iterator[int]:

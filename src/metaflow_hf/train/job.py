@@ -111,23 +111,57 @@ class TrainingJob:
         check_sources(self.config.data)
         return self
 
-    def check_model(self, base_model: Mapping[str, Any]) -> None:
-        """Looks at what the model of a reference says about itself, not at its weights: can it be trained like that?
+    def first_rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Some rows from the beginning of the dataset, by its location. Raises the errors of the source."""
+        from metaflow_hf.train.first_rows import read_first_rows
 
-        Raises ``UnsupportedModelError`` and ``ConfigError``.
+        return read_first_rows(self.config.data)
+
+    def check_model(
+        self, base_model: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+    ) -> None:
+        """Looks at what the model of a reference says about itself, and at the names and shapes of its weights: can it be
+        trained like that? With ``rows`` (``first_rows``) its tokenizer encodes them.
+
+        Raises ``UnsupportedModelError``, ``ConfigError``, and ``BadRowError`` for a row that cannot be used.
         """
+        from metaflow_hf.store.models import find_manifest
         from metaflow_hf.store.node_cache import NodeCache
-        from metaflow_hf.train.description import check_length, needs_trial, write_description
+        from metaflow_hf.train.description import check_length, write_description
+        from metaflow_hf.train.first_rows import check_rows
 
+        store = configured_store()
         with tempfile.TemporaryDirectory(prefix="description-") as scratch:
             cache, target = NodeCache(Path(scratch) / "cache"), Path(scratch) / "model"
-            directory = write_description(configured_store(), base_model, target, cache=cache)
+            directory = write_description(store, base_model, target, cache=cache)
             check_length(directory, self.config)
-            if needs_trial(self.config):
-                # Imports torch.
-                from metaflow_hf.train.suitability import check_model
+            # Imports torch.
+            from metaflow_hf.train.suitability import check_model
+            from metaflow_hf.train.weight_files import StoredFiles
 
-                check_model(directory, self.config)
+            check_model(directory, self.config, StoredFiles(store, find_manifest(store, base_model)[1]))
+            for location, some in (rows or {}).items():
+                check_rows(directory, self.config, location, some)
+
+    def save_directory(self, pathspec: str) -> tuple[Self, dict[str, Any]]:
+        """Stores the local directory that ``model.repo_id`` names, as a model of the task ``pathspec``.
+
+        Returns the job that begins with the stored model, and its reference; the same one for a retry of the task. Only
+        what transformers needs is stored, and the directory's path is not. Raises ``ConfigError`` where there is no such
+        directory, ``UnsupportedModelError`` for one without a whole model.
+        """
+        from metaflow_hf.train.model_source import save_directory_model
+
+        reference = save_directory_model(configured_store(), self.config.model, pathspec)
+        stored = {"repo_id": None, "revision": "main", "reference": reference.key}
+        return replace(self, config=self.config.replace(model=stored)), reference.to_json()
+
+    def without_path(self) -> Self:
+        """The job with the last part of a local directory's path in place of the path."""
+        model = self.config.model
+        if model.directory is None:
+            return self
+        return replace(self, config=self.config.replace(model={"repo_id": f"./{model.name}"}))
 
     def build(self) -> Self:
         """Streams the datasets into blocks in the datastore, what is missing of them, and settles ``auto`` sizes."""

@@ -4,29 +4,37 @@ Trained parameters are held in fp32, whatever the dtype of the checkpoint: ``mod
 dtype the layers compute and the result is exported.
 """
 
-import difflib
 import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from metaflow_hf.config import ModelConfig, TrainConfig
-from metaflow_hf.errors import ConfigError, UnsupportedModelError
-from metaflow_hf.hub.errors import ImpossibleValue
+from metaflow_hf.errors import UnsupportedModelError
 from metaflow_hf.train.adapters import add_adapters, is_adapter, load_adapters
+from metaflow_hf.train.architecture import (
+    CUSTOM_CODE,
+    Architecture,
+    called,
+    find_architecture,
+    first_line,
+    read_architecture,
+)
 from metaflow_hf.train.description import adapted_model
 from metaflow_hf.train.sharding import fill
+from metaflow_hf.train.text_part import text_part
+from metaflow_hf.train.weight_check import check_report, is_quantised, without_report
+from metaflow_hf.train.weight_files import DirectoryFiles, is_safetensors, tensor_shapes, weight_files
 
 logger = logging.getLogger("metaflow_hf.train")
 
 _one_at_a_time = threading.Lock()
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
@@ -36,9 +44,21 @@ def load_tokenizer(model_dir: Path, *, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise UnsupportedModelError(
+                f"the tokenizer of {model_dir.name} needs Python code of its own (auto_map in its tokenizer_config.json). "
+                f"{CUSTOM_CODE}"
+            ) from error
         raise UnsupportedModelError(
-            f"{model_dir.name} has no usable tokenizer ({_first_line(error)}): take a model that comes with one."
+            f"{model_dir.name} has no usable tokenizer ({first_line(error)}): take a model that comes with one."
         ) from error
+
+
+class LoadedModel(NamedTuple):
+    """The causal language model, and the multimodal model that it is a part of: the same object for any other."""
+
+    language: nn.Module
+    whole: nn.Module
 
 
 def load_model(
@@ -56,48 +76,80 @@ def load_model(
     them. Adapters are folded into the model in ``base_dir``. Raises ``UnsupportedModelError`` for another kind of model,
     for pickled weights without ``model.allow_pickle``, and for adapters without ``base_dir``.
     """
-    with _loading():
-        if not is_adapter(model_dir):
-            return _load_model(model_dir, config, initialise=initialise, seed=seed, dtype=dtype)
-        if base_dir is None:
-            raise UnsupportedModelError(
-                f"{model_dir.name} is an adapter of {adapted_model(model_dir)}, not a model: load it with peft "
-                "on top of that, or train with model.lora.save: merged."
-            )
-        base = _load_model(base_dir, config, initialise=False, seed=seed, dtype=dtype)
+    if not is_adapter(model_dir):
+        return load_parts(model_dir, config, initialise=initialise, seed=seed, dtype=dtype).language
+    if base_dir is None:
+        raise UnsupportedModelError(
+            f"{model_dir.name} is an adapter of {adapted_model(model_dir)}, not a model: load it with peft "
+            "on top of that, or train with model.lora.save: merged."
+        )
+    base = load_parts(base_dir, config, initialise=False, seed=seed, dtype=dtype).language
+    with loading():
         return load_adapters(base, model_dir)
 
 
-def _load_model(
-    model_dir: Path, config: ModelConfig, *, initialise: bool | None, seed: int, dtype: torch.dtype
-) -> nn.Module:
+def load_parts(
+    model_dir: Path,
+    config: ModelConfig,
+    *,
+    initialise: bool | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """As ``load_model``, with the multimodal model around the language model, where there is one."""
+    found = find_architecture(model_dir, config)
+    fresh = config.initialise == "random" if initialise is None else initialise
+    with loading():
+        if fresh:
+            model = _fresh(found, config, seed=seed, dtype=dtype)
+            return LoadedModel(model, model)
+        whole = _pretrained(model_dir, found, config, dtype=dtype)
+        if found.whole is None:
+            return LoadedModel(whole, whole)
+        return LoadedModel(text_part(whole, called(model_dir, config)), whole)
+
+
+def _fresh(found: Architecture, config: ModelConfig, *, seed: int, dtype: torch.dtype) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
-    architecture = read_architecture(model_dir, config)
-    fresh = config.initialise == "random" if initialise is None else initialise
-    if fresh:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: nn.Module = AutoModelForCausalLM.from_config(
-                architecture, trust_remote_code=config.trust_remote_code, dtype=dtype
-            )
-        return model
-    loaded: nn.Module
-    loaded, report = AutoModelForCausalLM.from_pretrained(
-        model_dir,
-        config=architecture,
-        trust_remote_code=config.trust_remote_code,
-        use_safetensors=_has_safetensors(model_dir, config),
-        dtype=dtype,
-        output_loading_info=True,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        # transformers would make them up, differently in each process.
-        raise UnsupportedModelError(
-            f"{model_dir.name} lacks {len(missing)} of the model's weights ({', '.join(missing[:3])}): take a checkpoint "
-            "with a language-model head and all layers, or set model.initialise: random."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: nn.Module = AutoModelForCausalLM.from_config(
+            found.language, trust_remote_code=config.trust_remote_code, dtype=dtype
         )
+    return model
+
+
+def _pretrained(
+    model_dir: Path, found: Architecture, config: ModelConfig, *, dtype: torch.dtype
+) -> nn.Module:
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+
+    name = called(model_dir, config)
+    directory = DirectoryFiles(model_dir)
+    files = weight_files(directory, name, allow_pickle=config.allow_pickle)
+    if is_safetensors(files):
+        # Says which file is damaged, and why.
+        tensor_shapes(directory, files, name)
+    loader = AutoModelForCausalLM if found.whole is None else AutoModelForMultimodalLM
+    loaded: nn.Module
+    try:
+        with without_report():
+            loaded, report = loader.from_pretrained(
+                model_dir,
+                config=found.language if found.whole is None else found.whole,
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=is_safetensors(files),
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except ImportError as error:
+        raise UnsupportedModelError(
+            f"{name} cannot be loaded without a package that is not installed here ({first_line(error)}): install it, or "
+            "choose a checkpoint that is not quantised."
+        ) from error
+    check_report(report, name, quantised=is_quantised(found.whole or found.language))
     return loaded
 
 
@@ -109,6 +161,12 @@ def prepare(model: nn.Module, config: ModelConfig, *, seed: int = 0) -> nn.Modul
             return add_adapters(model, config.lora)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
+    quantised = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
+    if quantised:
+        raise UnsupportedModelError(
+            f"{config.name or 'the model'} is quantised: {len(quantised)} of its tensors ({quantised[0]}, …) hold integers, "
+            "which cannot be trained. Choose the checkpoint that is not quantised, or set model.lora."
+        )
     return model
 
 
@@ -172,95 +230,28 @@ def export_dtype(model_dir: Path, config: ModelConfig) -> torch.dtype:
         return _DTYPES[config.dtype]
     if config.initialise == "random":
         return torch.float32
-    declared: Any = getattr(read_architecture(model_dir, config), "dtype", None)
+    found = find_architecture(model_dir, config)
+    declared: Any = getattr(found.whole or found.language, "dtype", None)
     return next((dtype for dtype in _DTYPES.values() if dtype == declared), torch.float32)
+
+
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model itself with its weights in ``dtype``; complex buffers, which are computed, stay as they are."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
 
 
 def save_model(model: nn.Module, directory: Path) -> None:
     """Writes a model as a directory that transformers loads."""
     exported: Any = model
-    with _loading():
+    with loading():
         exported.save_pretrained(directory)
 
 
-def read_architecture(model_dir: Path, config: ModelConfig) -> Any:
-    """The model's configuration in transformers, with the values of ``model.architecture``.
-
-    Raises ``UnsupportedModelError`` for one that is no causal language model, ``ConfigError`` for values that it has not.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        architecture = AutoConfig.from_pretrained(model_dir, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, ImpossibleValue) as error:
-        raise UnsupportedModelError(
-            f"{model_dir.name} is no model that transformers knows ({_first_line(error)})."
-        ) from error
-    architecture = _changed(architecture, config)
-    known = AutoModelForCausalLM._model_mapping  # noqa: SLF001  transformers has no public way to ask
-    declared = getattr(architecture, "architectures", None) or []
-    remote = "AutoModelForCausalLM" in (getattr(architecture, "auto_map", None) or {})
-    if remote and config.trust_remote_code:
-        return architecture
-    if (
-        type(architecture) not in known
-        or architecture.is_encoder_decoder
-        # Encoders such as BERT have a causal head too, but without is_decoder they look ahead.
-        or getattr(architecture, "is_decoder", True) is False
-        or (declared and not any(name.endswith(("CausalLM", "LMHeadModel", "Model")) for name in declared))
-    ):
-        kind = ", ".join(declared) or type(architecture).__name__
-        raise UnsupportedModelError(
-            f"{model_dir.name} is a {kind}: only causal language models (GPT-like decoders) can be trained here. "
-            "Choose a text-generation model."
-        )
-    return architecture
-
-
-def _changed(architecture: Any, config: ModelConfig) -> Any:
-    """The configured values in place of those that the model came with; what follows from them is made anew."""
-    if not config.architecture:
-        return architecture
-    values = architecture.to_dict()
-    for name in config.architecture:
-        if name not in values:
-            known = [key for key in values if not key.startswith("_")]
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(sorted(known))}."
-            raise ConfigError(
-                f"model.architecture.{name}: a {type(architecture).__name__} has no such value; {hint}"
-            )
-    if "num_hidden_layers" in config.architecture:
-        values.pop("layer_types", None)
-    if {"hidden_size", "num_attention_heads"} & config.architecture.keys():
-        values.pop("head_dim", None)
-    try:
-        return type(architecture).from_dict({**values, **config.architecture})
-    except ImpossibleValue as error:
-        # The first line names the check, the others say what it found.
-        reason = " ".join(str(error).split("\n", 1)[-1].split()).partition(": ")[2] or _first_line(error)
-        raise ConfigError(f"model.architecture: {reason.rstrip('.')}.") from error
-
-
-def _has_safetensors(model_dir: Path, config: ModelConfig) -> bool:
-    if any(model_dir.glob("*.safetensors")):
-        return True
-    pickled = sorted(path.name for pattern in _PICKLED for path in model_dir.glob(pattern))
-    if not pickled:
-        raise UnsupportedModelError(
-            f"{model_dir.name} holds no weights: expected *.safetensors. Load a snapshot with weights, or set "
-            "model.initialise: random."
-        )
-    if not config.allow_pickle:
-        raise UnsupportedModelError(
-            f"{model_dir.name} has its weights only as pickle ({', '.join(pickled[:3])}), which can run any code when "
-            "it is loaded: choose a revision with safetensors, or set model.allow_pickle: true if you trust it."
-        )
-    return False
-
-
 @contextmanager
-def _loading() -> Iterator[None]:
+def loading() -> Iterator[None]:
     """One model at a time, without a bar: transformers switches global state while it builds one."""
     from transformers.utils import logging as transformers_logging
 
@@ -272,7 +263,3 @@ def _loading() -> Iterator[None]:
         finally:
             if shown:
                 transformers_logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

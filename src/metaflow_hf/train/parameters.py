@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from metaflow_hf.config import TrainConfig
+from metaflow_hf.config import ModelConfig, TrainConfig
+from metaflow_hf.config_sections import existing_directory
 from metaflow_hf.environment import runs_locally
-from metaflow_hf.errors import ConfigError
+from metaflow_hf.errors import ConfigError, SelectionError
+from metaflow_hf.hub.names import check_repo_id
 from metaflow_hf.train.devices import check_enough_gpus, check_parallel, visible_gpus
 
 
@@ -55,10 +57,27 @@ def configured(
     ):
         if not value:
             raise ConfigError(f"{path} is required: set it in the configuration or pass {flag}.")
+    _check_model(config.model)
     check_parallel(config)
     rounds = config.rounds
     check_enough_gpus(rounds.workers, rounds.gpus_per_worker, may_share=rounds.share_gpus)
     return config, model_hub, data_hub
+
+
+def _check_model(model: ModelConfig) -> None:
+    """Raises ``ConfigError`` for a ``repo_id`` that is neither a directory nor the id of a repository."""
+    if model.repo_id is None:
+        return
+    if model.directory is not None:
+        existing_directory(model.directory, model.repo_id)
+        return
+    try:
+        check_repo_id(model.repo_id)
+    except SelectionError as error:
+        raise ConfigError(
+            f"model.repo_id: {model.repo_id!r} is neither the id of a repository (owner/name) nor the path of a directory: "
+            "write ./name for a local directory."
+        ) from error
 
 
 def _template_text(template: str) -> str:

@@ -16,6 +16,7 @@ from metaflow_hf.config import TrainConfig
 from metaflow_hf.data import BlockManager
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.architecture import read_architecture
 from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
 from metaflow_hf.train.evaluation import passages
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
@@ -26,7 +27,6 @@ from metaflow_hf.train.models import (
     export_dtype,
     load_model,
     prepare,
-    read_architecture,
 )
 from metaflow_hf.train.records import Spec
 from metaflow_hf.train.spec import order_of

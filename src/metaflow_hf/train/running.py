@@ -20,6 +20,7 @@ from metaflow_hf.events import Notice, OnEvent, ignore
 from metaflow_hf.report import fan_out
 from metaflow_hf.store.objects import ObjectStore, new_nonce
 from metaflow_hf.store.probing import probe
+from metaflow_hf.train.architecture import called
 from metaflow_hf.train.assembly import assemble_worker
 from metaflow_hf.train.closing import Pace
 from metaflow_hf.train.encoding import (
@@ -34,8 +35,9 @@ from metaflow_hf.train.heldout import HeldOut, held_out, training_samples
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
-from metaflow_hf.train.models import load_model, load_trainable, prepare, trained_parameters
+from metaflow_hf.train.models import load_parts, load_trainable, prepare, trained_parameters
 from metaflow_hf.train.nonfinite import save_bad_step
+from metaflow_hf.train.outcome_check import check_trained
 from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
 from metaflow_hf.train.schedule import Budget, Schedule
@@ -44,8 +46,10 @@ from metaflow_hf.train.stopping import StopReasons
 from metaflow_hf.train.stored_metrics import StoredMetrics
 from metaflow_hf.train.team import open_team
 from metaflow_hf.train.tensors import write_all
+from metaflow_hf.train.text_part import check_text_part
 from metaflow_hf.train.trainer import ModelTrainer
 from metaflow_hf.train.validation import Validator
+from metaflow_hf.train.weight_check import check_finite
 from metaflow_hf.train.worker import Plan, new_attempt
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -142,6 +146,7 @@ def train_worker(
     check_same(spec, _spec(blocks, model_dir, config, lineage, spec.initial_weights, sides, resolved=spec))
     newest = target.newest()
     if newest is not None and newest.manifest.final:
+        check_trained(spec, newest)
         message = f"the lineage {lineage} is final since round {newest.number}: nothing is left to train."
         on_event(Notice(time=time.time(), worker=attempt, message=message))
         return
@@ -204,6 +209,9 @@ def train_worker(
             trainer.foresee = worker.ledger.foresee
             with closing(trainer):
                 worker.run()
+            last = target.newest()
+            assert last is not None
+            check_trained(spec, last)
 
 
 def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
@@ -232,9 +240,12 @@ def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
 
 
 def _store_initial_weights(lineage: Lineage, scratch: Path, model_dir: Path, config: TrainConfig) -> Payload:
-    model = prepare(
-        load_model(model_dir, config.model, seed=config.data.seed), config.model, seed=config.data.seed
-    )
+    name = called(model_dir, config.model)
+    loaded = load_parts(model_dir, config.model, seed=config.data.seed)
+    check_finite(loaded.whole, name)
+    if loaded.whole is not loaded.language:
+        check_text_part(loaded.whole, loaded.language, name)
+    model = prepare(loaded.language, config.model, seed=config.data.seed)
     if config.data.packing == "isolated":
         # A worker would refuse it too, after everything else was made ready.
         require_isolation(model)

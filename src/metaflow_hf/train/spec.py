@@ -19,7 +19,7 @@ from metaflow_hf.train.records import Payload, Spec, digest_of, flatten
 
 CLAIMS_PER_WORKER: Final = 160
 # Fewer than so many for each worker are not worth a full step.
-FEWEST_CLAIMS: Final = 16
+FEWEST_CLAIMS: Final = 4
 # What transformers notes about itself in a config.json; it does not change the model.
 _TOKENIZER_FILES: Final = (
     "tokenizer*",

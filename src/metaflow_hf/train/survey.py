@@ -14,6 +14,7 @@ from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.train.feed import Feed
+from metaflow_hf.train.first_rows import no_token_left
 from metaflow_hf.train.heldout import HeldOut
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -170,22 +171,12 @@ class Surveyor:
         )
 
     def _nothing_learned(self, counts: _Counts) -> ConfigError:
-        data = self._config.data
         if counts.trained <= 0:
             return ConfigError(
                 f"of {counts.rows:,} rows {counts.held_out:,} are held out and the others skipped "
                 f"({_reasons(self._encoder.skipped)}): nothing is left to train on."
             )
-        if counts.left_out:
-            return ConfigError(
-                f"no token with loss is left of {counts.trained:,} rows after data.long_documents: {data.long_documents} "
-                f"at data.sequence_length: {data.sequence_length}: the prompts are longer than that. Raise "
-                "data.sequence_length, or set data.long_documents: split."
-            )
-        return ConfigError(
-            f"no token of {counts.trained:,} rows carries loss (format {self._encoder.format}, data.loss_on: "
-            f"{data.loss_on}): set data.format and data.columns, or data.loss_on: all."
-        )
+        return no_token_left(self._config, f"{counts.trained:,} rows")
 
 
 def _reasons(skipped: Mapping[str, int]) -> str:

@@ -57,6 +57,14 @@ class ChatTemplate:
         )
 
     @cached_property
+    def end_token_id(self) -> int | None:
+        """The special token right behind what the assistant says, at which a model stops; ``None`` without one."""
+        text = self._try(self._dialog(_parts(_ANSWERED) if self._wants_parts else _ANSWERED))
+        end = text.rpartition(_ANSWERED)[2].lstrip()
+        token = max((one for one in self.special_tokens if end.startswith(one)), key=len, default=None)
+        return None if token is None else int(self.tokenizer.get_added_vocab()[token])
+
+    @cached_property
     def special_tokens(self) -> tuple[str, ...]:
         """The tokens that were added to the vocabulary, such as those around turns."""
         return tuple(map(str, self.tokenizer.get_added_vocab()))

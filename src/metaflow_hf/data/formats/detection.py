@@ -66,9 +66,22 @@ def detect_format(
         return _checked(format, named, known, place)
     if named:
         return _by_roles(named, known, place)
-    if (refusal := refused_kind(known)) is not None:
+    candidates = _matching(known, by_name=True)
+    has_text = any(one.name != "text" or one.columns["text"] == "text" for one in candidates)
+    if (refusal := refused_kind(known, has_text=has_text)) is not None:
         raise FormatError(f"{place}{refusal} {listing(known)}")
     return _certain(known, place)
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``prompt=question,completion=answer`` as role -> column. Raises ``ConfigError`` for text of another form."""
+    named: dict[str, str] = {}
+    for pair in filter(None, text.split(",")):
+        role, equals, column = pair.partition("=")
+        if not equals or not role.strip() or not column.strip():
+            raise ConfigError(f"columns must be like prompt=question,completion=answer, got {text!r}.")
+        named[role.strip()] = column.strip()
+    return named
 
 
 def resolve_format(

@@ -35,8 +35,11 @@ _MEDIA_NAMES: Final = frozenset(
 )
 
 
-def refused_kind(columns: Columns) -> str | None:
-    """Which kind of dataset this is, with what to do instead; ``None`` for one that may be trained."""
+def refused_kind(columns: Columns, *, has_text: bool) -> str | None:
+    """Which kind of dataset this is, with what to do instead; ``None`` for one that may be trained.
+
+    Images, audio and video beside a text or a conversation (``has_text``) are columns that are left out.
+    """
     if {"chosen", "rejected"} <= columns.keys():
         return (
             "This is preference data (columns 'chosen' and 'rejected'), which supervised training does not use. To "
@@ -58,7 +61,8 @@ def refused_kind(columns: Columns) -> str | None:
                 f"This is translation data: column {column.name!r} holds one text per language ({languages}). Write the "
                 "two texts into columns of their own, and name them: data.columns: {prompt: …, completion: …}."
             )
-        if column.kind == MEDIA or (column.name.lower() in _MEDIA_NAMES and column.kind != EMPTY):
+        is_media = column.kind == MEDIA or (column.name.lower() in _MEDIA_NAMES and column.kind != EMPTY)
+        if is_media and not has_text:
             return (
                 f"This is a dataset of images, audio or video (column {column.name!r}), of which only text can be trained"
                 f"{_beside(column.name, columns)}."
@@ -69,7 +73,7 @@ def refused_kind(columns: Columns) -> str | None:
 def _chosen(columns: Columns) -> str:
     """The columns of the chosen answers, by what they hold: whole conversations, or answers to a prompt."""
     chosen = columns["chosen"]
-    prompt = question_column(columns) or next((name for name in ("prompt",) if name in columns), None)
+    prompt = question_column(columns) or ("prompt" if "prompt" in columns else None)
     is_answer = chosen.kind == TEXT or (chosen.kind == MESSAGES and _begins_with_answer(chosen.example))
     if is_answer and prompt is not None:
         return f"{{prompt: {prompt}, completion: chosen}}"

@@ -4,10 +4,13 @@ import bz2
 import gzip
 import io
 import lzma
+import shutil
+import tempfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import zstandard
 
@@ -16,7 +19,23 @@ from metaflow_hf.errors import IntegrityError
 # Larger pieces would each be new pages of memory.
 READ_BYTES: Final = 256 * 1024
 COMPRESSIONS: Final = (".gz", ".zst", ".bz2", ".xz")
-_DAMAGE: Final = (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, lzma.LZMAError, EOFError)
+_DAMAGE: Final = (
+    gzip.BadGzipFile,
+    zipfile.BadZipFile,
+    zlib.error,
+    zstandard.ZstdError,
+    lzma.LZMAError,
+    EOFError,
+)
+# Larger files that are decompressed for reading at any place go to the disk.
+_IN_MEMORY_BYTES: Final = 16 * 1024 * 1024
+
+
+def uncompressed_name(name: str) -> str:
+    """The name of a file without the endings of its compressions."""
+    while name.lower().endswith(COMPRESSIONS):
+        name = name.rpartition(".")[0]
+    return name
 
 
 class OpenableFile(Protocol):
@@ -53,6 +72,23 @@ def open_content(file: OpenableFile, offset: int = 0) -> Iterator[io.BufferedRea
                 skipped = len(reader.read(min(offset, READ_BYTES)))
                 offset = offset - skipped if skipped else 0
             yield reader
+
+
+@contextmanager
+def open_seekable(file: OpenableFile) -> Iterator[BinaryIO]:
+    """The content of ``file``, decompressed as a whole where it is compressed, for formats that are read at any place.
+
+    Raises ``IntegrityError`` naming the file when it is cut off or damaged.
+    """
+    if not file.name.lower().endswith(COMPRESSIONS):
+        with file.open() as stored:
+            yield stored
+        return
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY_BYTES) as whole:
+        with open_content(file) as stream:
+            shutil.copyfileobj(stream, whole, READ_BYTES)
+        whole.seek(0)
+        yield cast("BinaryIO", whole)
 
 
 @contextmanager

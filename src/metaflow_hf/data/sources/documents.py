@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from metaflow_hf.data.encoding import InputRow, InputRows, Unreadable
 from metaflow_hf.data.manifest import Cursor, Documents
-from metaflow_hf.data.sources.compression import OpenableFile, open_content
+from metaflow_hf.data.sources.compression import OpenableFile, open_content, uncompressed_name
 from metaflow_hf.errors import ConfigError
 
 logger = logging.getLogger("metaflow_hf.data")
@@ -50,7 +50,7 @@ Parse = Callable[[str, bytes, Documents], Iterator[dict[str, Any] | Unreadable]]
 
 def document_format(name: str) -> str | None:
     """The ending of a document that can be read, or ``None``."""
-    lowered = name.lower().removesuffix(".gz").removesuffix(".zst")
+    lowered = uncompressed_name(name.lower())
     return next((ending for ending in PARSERS if lowered.endswith(ending)), None)
 
 

@@ -48,23 +48,28 @@ class Source(Protocol):
 
 
 def open_source(
-    location: str | Path | SnapshotRef | Mapping[str, Any], *, documents: Documents = "whole"
+    location: str | Path | SnapshotRef | Mapping[str, Any],
+    *,
+    split: str | None = None,
+    documents: Documents = "whole",
 ) -> Source:
     """The source at ``hf://[owner/]name[:config[:split]][@revision]``, at a local file or directory, at the URI of a
     store (an object, a prefix, or a dataset of blocks), or in the snapshot of a dataset that a reference names.
 
-    With ``documents="pages"`` each page of a PDF is a row of its own, otherwise each document is one row.
+    ``split`` names the split in place of one in the location: `test`, `train[:10%]`, `train+test`. Local paths and
+    URIs name configuration and split behind colons too, where nothing of the whole name exists. With
+    ``documents="pages"`` each page of a PDF is a row of its own, otherwise each document is one row.
 
     Raises ``SelectionError`` for a place that does not exist or holds nothing readable, ``ConfigError`` for another
     value of ``documents``, and the errors of the hub and of the store.
     """
     if documents not in ("whole", "pages"):
         raise ConfigError(f"documents must be 'whole' or 'pages', got {documents!r}.")
-    source = _open(location)
+    source = _open(location, split)
     return dataclasses.replace(source, documents=documents) if isinstance(source, FileSource) else source
 
 
-def _open(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Source:
+def _open(location: str | Path | SnapshotRef | Mapping[str, Any], split: str | None) -> Source:
     if not location or not isinstance(location, (str, Path, SnapshotRef, Mapping)):
         raise SelectionError(
             f"{type(location).__name__} {location!r:.80} names no source: give hf://…, a path, a URI of a store or a "
@@ -73,29 +78,29 @@ def _open(location: str | Path | SnapshotRef | Mapping[str, Any]) -> Source:
     if not isinstance(location, (str, Path)):
         from metaflow_hf.data.sources.stored import open_reference
 
-        return open_reference(location)
+        return open_reference(location, split=split)
     text = str(location)
     if text.startswith(HUB_SCHEME):
         from metaflow_hf.data.sources.hub import open_hub_dataset
 
-        return open_hub_dataset(text)
+        return open_hub_dataset(text, split)
     if text.startswith(STORE_SCHEMES):
         from metaflow_hf.data.sources.stored import open_stored
 
-        return open_stored(text)
+        return open_stored(text, split)
     if "://" in text and not text.startswith("file://"):
         raise SelectionError(
             f"{text!r} is not a source of rows: give hf://[owner/]name[:config[:split]][@revision], a local file or "
             "directory, or s3://bucket/…, gs://bucket/… or az://container/…."
         )
-    from metaflow_hf.data.sources.local import open_local
+    from metaflow_hf.data.sources.local import LocalPlace, open_local
 
     path = local_path(text)
-    if not path.exists() and _LIKE_A_REPOSITORY.fullmatch(text):
+    if not LocalPlace.parse(path.absolute()).exists and _LIKE_A_REPOSITORY.fullmatch(text):
         raise SelectionError(
             f"there is no file or directory {text!r} here; for the dataset of that name on the hub write hf://{text}."
         )
-    return open_local(path)
+    return open_local(path, split)
 
 
 def local_path(location: str) -> Path:

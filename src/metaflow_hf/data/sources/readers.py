@@ -1,30 +1,53 @@
 """One reader per file format: from a file and a cursor to rows, in bounded memory."""
 
-import csv
 import io
-import json
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
+
+import numpy as np
 
 from metaflow_hf.data.manifest import Cursor, Documents
-from metaflow_hf.data.rows import AfterLine, AfterRow, InputLines, InputRow, InputRows, Unreadable, line_ends
-from metaflow_hf.data.sources.archives import ARCHIVE, opened_archive
+from metaflow_hf.data.rows import (
+    LINE_FEED,
+    AfterLine,
+    AfterRow,
+    Ends,
+    InputLines,
+    InputRow,
+    InputRows,
+    Unreadable,
+    line_ends,
+)
+from metaflow_hf.data.sources.about import is_about
+from metaflow_hf.data.sources.archives import (
+    ARCHIVES,
+    TAR,
+    ZIP,
+    Member,
+    opened_archive,
+    opened_tar,
+    webdataset_rows,
+)
+from metaflow_hf.data.sources.arrow_files import BATCH_ROWS, arrow_rows, record_batches, sliced
 from metaflow_hf.data.sources.compression import (
     COMPRESSIONS,
     READ_BYTES,
     OpenableFile,
     damage_named,
     open_content,
+    open_seekable,
+    uncompressed_name,
 )
+from metaflow_hf.data.sources.csv_files import csv_rows
 from metaflow_hf.data.sources.documents import PARSERS, document_format, read_document
-from metaflow_hf.errors import ConfigError, SelectionError
+from metaflow_hf.data.sources.json_files import JsonShape, array_elements, json_shape, object_rows
+from metaflow_hf.data.sources.views import between, members_of, options_of, rows_of
+from metaflow_hf.errors import SelectionError
 
-BATCH_ROWS: Final = 1000
 _BOM: Final = b"\xef\xbb\xbf"
-_ARROW_FILE: Final = b"ARROW1"
+_CARRIAGE_RETURN: Final = 13
 # Files that describe a dataset and hold none of its rows.
 _METADATA: Final = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "block_manifest.json"}
@@ -36,7 +59,9 @@ Reader = Callable[[OpenableFile, Cursor], Iterator[Batch]]
 
 
 def reader_for(name: str, *, documents: Documents = "whole") -> Reader:
-    """The reader for a file's ending (below ``.gz`` or ``.zst``); ``documents`` says what a row of a PDF is.
+    """The reader for a file's ending (below that of a compression), which keeps to the rows of a ``FileView``.
+
+    ``documents`` says what a row of a PDF is.
 
     Raises ``SelectionError`` for other endings.
     """
@@ -44,15 +69,18 @@ def reader_for(name: str, *, documents: Documents = "whole") -> Reader:
     if ending is None:
         raise SelectionError(f"{name}: rows are read from {READABLE}.")
     if ending in PARSERS:
-        return partial(read_document, documents=documents)
-    return READERS[ending]
+        return partial(_read, partial(read_document, documents=documents))
+    return partial(_read, READERS[ending])
+
+
+def _read(reader: Reader, file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
+    rows = rows_of(file)
+    yield from reader(file, cursor) if rows is None else between(reader(file, cursor), *rows)
 
 
 def file_format(name: str) -> str | None:
     """The ending of a readable file without its compression, or ``None``."""
-    lowered = name.lower()
-    for compression in COMPRESSIONS:
-        lowered = lowered.removesuffix(compression)
+    lowered = uncompressed_name(name.lower())
     return next((ending for ending in READERS if lowered.endswith(ending)), None)
 
 
@@ -60,8 +88,8 @@ def holds_rows(path: str) -> bool:
     """Whether a file holds rows by its name: it is no document, no archive of whatever may be in it, and does not
     merely describe a dataset.
     """
-    is_metadata = path.rpartition("/")[2] in _METADATA
-    return not is_metadata and file_format(path) not in (None, ARCHIVE) and document_format(path) is None
+    describes = path.rpartition("/")[2] in _METADATA or is_about(path)
+    return not describes and file_format(path) not in (None, *ARCHIVES) and document_format(path) is None
 
 
 def read_jsonl(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[InputLines]:
@@ -78,25 +106,50 @@ def read_jsonl(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> I
 
 
 def read_text(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[Batch]:
-    """One row per line, split at line feeds only, the text unchanged; otherwise as ``read_jsonl``."""
+    """One row per line, without its end, which is a line feed, a carriage return or both; else as ``read_jsonl``.
+
+    These are the ends that ``datasets`` and Python's text files know; no other character ends a line.
+    """
+    row = cursor.row
     for lines in read_jsonl(file, cursor, stop):
-        yield InputRows(list(map(_text_row, lines.rows)), lines.name, lines.first_row, lines.after)
+        texts, ends, after = lines.rows, lines.ends, lines.after
+        if b"\r" in lines.data:
+            texts, ends = _universal_lines(lines.data)
+        assert isinstance(after, AfterLine)
+        after = AfterLine(cursor.file, row, after.offset, ends)
+        yield InputRows(list(map(_text_row, texts)), lines.name, row, after)
+        row += len(ends)
+
+
+def _universal_lines(data: bytes) -> tuple[list[bytes], Ends]:
+    """The lines of ``data``, which ends with a line feed, and where each ends."""
+    codes = np.frombuffer(data, np.uint8)
+    is_end = codes == LINE_FEED
+    is_end[:-1] |= (codes[:-1] == _CARRIAGE_RETURN) & (codes[1:] != LINE_FEED)
+    texts = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
+    return texts, np.flatnonzero(is_end) + 1
 
 
 def read_json(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
-    """A JSON array, element by element; or JSON lines, which many files of this ending hold."""
+    """A JSON array, element by element; objects that go over several lines, or one that wraps a list, as a whole; or
+    JSON lines, which many files of this ending hold.
+    """
+    field = options_of(file).field
     with open_content(file) as stream:
-        first = stream.read(READ_BYTES).removeprefix(_BOM).lstrip()[:1]
-    if first == b"[":
-        yield from _read_rows(file, cursor, _array_elements)
-    else:
+        shape = JsonShape.OBJECTS if field else json_shape(stream)
+    if shape is JsonShape.LINES:
         yield from read_jsonl(file, cursor)
+    elif shape is JsonShape.ARRAY:
+        yield from _read_rows(file, cursor, array_elements)
+    else:
+        yield from _read_rows(file, cursor, partial(object_rows, field=field))
 
 
 def read_csv(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
     """Cells stay text; the first line names the columns."""
-    delimiter = "\t" if ".tsv" in file.name.lower() else ","
-    yield from _read_rows(file, cursor, lambda stream, name: _csv_rows(stream, name, delimiter))
+    options = options_of(file)
+    delimiter = options.delimiter or ("\t" if ".tsv" in file.name.lower() else ",")
+    yield from _read_rows(file, cursor, partial(csv_rows, delimiter=delimiter, columns=options.columns))
 
 
 def read_parquet(file: OpenableFile, cursor: Cursor, stop: int | None = None) -> Iterator[Batch]:
@@ -104,7 +157,7 @@ def read_parquet(file: OpenableFile, cursor: Cursor, stop: int | None = None) ->
     import pyarrow as pa
     import pyarrow.parquet
 
-    with file.open() as stream, damage_named(file.name, pa.ArrowInvalid):
+    with open_seekable(file) as stream, damage_named(file.name, pa.ArrowInvalid):
         parquet = pa.parquet.ParquetFile(stream)
         first = 0
         for group in range(parquet.num_row_groups):
@@ -113,21 +166,25 @@ def read_parquet(file: OpenableFile, cursor: Cursor, stop: int | None = None) ->
             rows = parquet.metadata.row_group(group).num_rows
             if first + rows > cursor.row:
                 batches = parquet.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], use_threads=False)
-                yield from _arrow_rows(batches, file.name, cursor, first)
+                yield from arrow_rows(batches, file.name, cursor, first)
             first += rows
 
 
+def num_parquet_rows(file: OpenableFile) -> int:
+    """What the footer of a parquet file says."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    with open_seekable(file) as stream, damage_named(file.name, pa.ArrowInvalid):
+        return int(pa.parquet.ParquetFile(stream).metadata.num_rows)
+
+
 def read_arrow(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
-    """The record batches of an Arrow stream, as ``datasets`` saves them, or of an Arrow file."""
+    """The record batches of an Arrow stream, as ``datasets`` saves them, or of an Arrow or Feather file."""
     import pyarrow as pa
 
-    with file.open() as stream, damage_named(file.name, pa.ArrowInvalid):
-        batches = (
-            batch.slice(at, BATCH_ROWS)
-            for batch in _record_batches(stream)
-            for at in range(0, batch.num_rows, BATCH_ROWS)
-        )
-        yield from _arrow_rows(batches, file.name, cursor, 0)
+    with open_seekable(file) as stream, damage_named(file.name, pa.ArrowInvalid):
+        yield from arrow_rows(sliced(record_batches(stream)), file.name, cursor, 0)
 
 
 def read_zip(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
@@ -135,22 +192,49 @@ def read_zip(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
 
     Raises ``SelectionError`` when there are none, or when they are encrypted.
     """
-    first = 0
     with opened_archive(file) as members:
-        chosen = [member for member in members if holds_rows(member.name)]
-        if not chosen:
-            raise SelectionError(f"{file.name} holds no file with rows; readable are {READABLE}.")
-        for member in chosen:
-            for batch in reader_for(member.name)(member, Cursor()):
-                rows, skip = batch.rows, max(cursor.row - first, 0)
-                if skip < len(rows):
-                    after = AfterRow(cursor.file, first + skip)
-                    yield InputRows(rows[skip:], batch.name, batch.first_row + skip, after)
-                first += len(rows)
+        yield from _read_members(_chosen(file, members), cursor)
+
+
+def read_tar(file: OpenableFile, cursor: Cursor) -> Iterator[Batch]:
+    """The files with rows in an archive, as of a zip; without such the samples of a webdataset archive."""
+    with opened_tar(file) as members:
+        if any(is_table(member.name) for member in members):
+            yield from _read_members(_chosen(file, members), cursor)
+            return
+        rows = islice(webdataset_rows(members, file.name), cursor.row, None)
+        yield from _in_batches(rows, file.name, cursor)
+
+
+def is_table(name: str) -> bool:
+    """Whether a member of a tar archive is a file of rows, not a part of one webdataset sample."""
+    return holds_rows(name) and file_format(name) not in (".json", ".txt", ".text")
+
+
+def _chosen(file: OpenableFile, members: list[Member]) -> list[Member]:
+    names = members_of(file)
+    chosen = [
+        member for member in members if (holds_rows(member.name) if names is None else member.path in names)
+    ]
+    if not chosen:
+        raise SelectionError(f"{file.name} holds no file with rows; readable are {READABLE}.")
+    return chosen
+
+
+def _read_members(members: list[Member], cursor: Cursor) -> Iterator[Batch]:
+    first = 0
+    for member in members:
+        for batch in reader_for(member.name)(member, Cursor()):
+            rows, skip = batch.rows, max(cursor.row - first, 0)
+            if skip < len(rows):
+                after = AfterRow(cursor.file, first + skip)
+                yield InputRows(rows[skip:], batch.name, batch.first_row + skip, after)
+            first += len(rows)
 
 
 READERS: Final[dict[str, Reader]] = {
     ".jsonl": read_jsonl,
+    ".jsonlines": read_jsonl,
     ".ndjson": read_jsonl,
     ".json": read_json,
     ".csv": read_csv,
@@ -159,24 +243,13 @@ READERS: Final[dict[str, Reader]] = {
     ".txt": read_text,
     ".text": read_text,
     ".arrow": read_arrow,
+    ".feather": read_arrow,
     **dict.fromkeys(PARSERS, read_document),
-    ARCHIVE: read_zip,
+    ZIP: read_zip,
+    TAR: read_tar,
 }
 # For people who gave something else.
 READABLE: Final = f"{', '.join(READERS)}, also compressed ({', '.join(COMPRESSIONS)})"
-
-
-def _record_batches(stream: BinaryIO) -> Iterator[Any]:
-    import pyarrow.ipc
-
-    magic = stream.read(len(_ARROW_FILE))
-    stream.seek(0)
-    if magic == _ARROW_FILE:
-        with pyarrow.ipc.open_file(stream) as reader:
-            yield from map(reader.get_batch, range(reader.num_record_batches))
-    else:
-        with pyarrow.ipc.open_stream(stream) as reader:
-            yield from reader
 
 
 def _whole_lines(stream: io.BufferedReader, left: int | None) -> Iterator[bytes]:
@@ -203,100 +276,11 @@ def _read_rows(
 ) -> Iterator[InputRows]:
     """For formats without a place to go on at: rows before the cursor are read again and dropped."""
     with open_content(file) as stream:
-        rows = islice(parse(stream, file.name), cursor.row, None)
-        first = cursor.row
-        while batch := list(islice(rows, BATCH_ROWS)):
-            yield InputRows(batch, file.name, first, AfterRow(cursor.file, first))
-            first += len(batch)
+        yield from _in_batches(islice(parse(stream, file.name), cursor.row, None), file.name, cursor)
 
 
-def _array_elements(stream: BinaryIO, name: str) -> Iterator[InputRow]:
-    """The text of each element of a JSON array as a line of its own; read in pieces, each element whole."""
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        yield from _scan_array(text, name)
-
-
-def _scan_array(text: io.TextIOWrapper, name: str) -> Iterator[InputRow]:
-    scan = json.JSONDecoder().raw_decode
-    buffer, size = text.read(READ_BYTES), READ_BYTES
-    at = _skip_blanks(buffer, 0) + 1
-    wants_comma = False
-    while True:
-        at = _skip_blanks(buffer, at)
-        if buffer[at : at + 1] == "]":
-            _check_nothing_follows(buffer[at + 1 :], text, name)
-            return
-        try:
-            start = _skip_comma(buffer, at) if wants_comma else at
-            _, end = scan(buffer, start)
-        except RecursionError as error:
-            raise SelectionError(
-                f"{name}: an element nests too deep near {buffer[at : at + 40]!r}."
-            ) from error
-        except json.JSONDecodeError as error:
-            more = text.read(size)
-            if not more:
-                raise SelectionError(
-                    f"{name}: not a complete JSON array, or not JSON at all: {error.msg} near "
-                    f"{buffer[at : at + 40]!r}."
-                ) from error
-            # An element larger than what was read: read as much again, so that large ones cost no more.
-            buffer, at, size = buffer[at:] + more, 0, size * 2
-            continue
-        # Outside of strings, where none may stand, a line end is only white space.
-        yield buffer[start:end].replace("\n", " ").replace("\r", " ").encode("utf-8", "surrogateescape")
-        at, size, wants_comma = end, READ_BYTES, True
-        if at > READ_BYTES:
-            buffer, at = buffer[at:] + text.read(READ_BYTES), 0
-
-
-def _check_nothing_follows(rest: str, text: io.TextIOWrapper, name: str) -> None:
-    while not rest.strip(" \t\r\n"):
-        rest = text.read(READ_BYTES)
-        if not rest:
-            return
-    raise SelectionError(f"{name}: more follows behind the array: {rest.lstrip()[:40]!r}.")
-
-
-def _skip_comma(text: str, at: int) -> int:
-    if text[at : at + 1] != ",":
-        raise json.JSONDecodeError("',' or ']' expected", text, at)
-    return _skip_blanks(text, at + 1)
-
-
-def _skip_blanks(text: str, at: int) -> int:
-    while text[at : at + 1] and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-def _csv_rows(stream: BinaryIO, name: str, delimiter: str) -> Iterator[InputRow]:
-    # The module's own limit of 128 KiB a cell guards nothing here, and texts are longer.
-    csv.field_size_limit(sys.maxsize)
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        lines = csv.reader(text, delimiter=delimiter, strict=True)
-        try:
-            header = next(lines, [])
-            if len(set(header)) != len(header):
-                raise ConfigError(f"{name}: two columns have the same name: {', '.join(header)}.")
-            for cells in lines:
-                yield _csv_row(header, cells)
-        except csv.Error as error:
-            raise SelectionError(f"{name}, line {lines.line_num}: not CSV: {error}.") from error
-
-
-def _csv_row(header: list[str], cells: list[str]) -> InputRow:
-    if not cells:
-        return {}
-    if len(cells) != len(header):
-        return Unreadable(f"{len(cells)} cells, but the header names {len(header)} columns")
-    return dict(zip(header, cells, strict=True))
-
-
-def _arrow_rows(batches: Iterator[Any], name: str, cursor: Cursor, first: int) -> Iterator[InputRows]:
-    for batch in batches:
-        skip = min(max(cursor.row - first, 0), batch.num_rows)
-        if skip < batch.num_rows:
-            rows = batch.slice(skip).to_pylist()
-            yield InputRows(rows, name, first + skip, AfterRow(cursor.file, first + skip))
-        first += batch.num_rows
+def _in_batches(rows: Iterator[InputRow], name: str, cursor: Cursor) -> Iterator[InputRows]:
+    first = cursor.row
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield InputRows(batch, name, first, AfterRow(cursor.file, first))
+        first += len(batch)

@@ -8,9 +8,11 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from metaflow_hf.data.formats.columns import MESSAGES, TURNS, kind_of, parsed_list
+from metaflow_hf.data.sources.views import NO_OPTIONS, ReadOptions
 from metaflow_hf.errors import HubUnavailable, NotFound, StoreUnavailable
 from metaflow_hf.hub.client import RemoteFile
 from metaflow_hf.hub.endpoint import Endpoint
@@ -27,12 +29,17 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The files of one configuration and split, in order; ``repo_id`` is the hub's own."""
+    """The files of one configuration and split, in order; ``repo_id`` is the hub's own.
+
+    ``rows`` are the bounds of a slice in each file, and how much of the file that is.
+    """
 
     repo_id: str
     config: str
     split: str
     files: Sequence[RemoteFile]
+    options: ReadOptions = NO_OPTIONS
+    rows: Sequence[tuple[tuple[int, int] | None, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +65,16 @@ class Memory:
     def note_listing(self, repo: Repo, commit_hash: str, asked: str, listing: Listing) -> None:
         """``asked`` is the configuration and split as the user named them."""
         files = [[file.path, file.size, file.oid, file.sha256] for file in listing.files]
-        record = {
+        record: dict[str, Any] = {
             "repo_id": listing.repo_id,
             "config": listing.config,
             "split": listing.split,
             "files": files,
         }
+        if listing.options != NO_OPTIONS:
+            record["options"] = asdict(listing.options)
+        if any(rows is not None for rows, _ in listing.rows):
+            record["rows"] = listing.rows
         with _unless_unavailable():
             self._store.create(self._key(repo, commit_hash, asked), encode_json(record))
 
@@ -73,7 +84,10 @@ class Memory:
         except NotFound:
             return None
         files = [RemoteFile(path, size, oid, sha256) for path, size, oid, sha256 in record["files"]]
-        return Listing(record["repo_id"], record["config"], record["split"], files)
+        columns = record.get("options", {}).pop("columns", None)
+        options = ReadOptions(**record.get("options", {}), columns=columns and tuple(columns))
+        rows = [(bounds and tuple(bounds), share) for bounds, share in record.get("rows", ())]
+        return Listing(record["repo_id"], record["config"], record["split"], files, options, rows)
 
     def note_columns(self, repo: Repo, commit_hash: str, asked: str, rows: Sequence[Row]) -> None:
         """What kinds of values the columns of these rows hold."""
@@ -109,9 +123,13 @@ def _unless_unavailable() -> Iterator[None]:
 
 
 def _example(value: Any) -> Any:
-    """A value of the same kind that says nothing."""
+    """A value of the same kind, by which the format of rows is found, that says nothing."""
     if isinstance(value, str):
-        return "x"
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return [dict.fromkeys(value[0])]
-    return type(value)() if isinstance(value, (bool, int, float, list, dict)) else None
+        if kind_of(value) in {MESSAGES, TURNS}:
+            return json.dumps(_example(parsed_list(value)))
+        return "x" if value.strip() else ""
+    if isinstance(value, list):
+        return [_example(item) for item in value[:1]]
+    if isinstance(value, dict):
+        return {name: _example(item) for name, item in value.items()}
+    return type(value)() if isinstance(value, (bool, int, float)) else None

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final, cast
 
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.sources.files import FileSource
-from metaflow_hf.data.sources.layout import layout_of_files
+from metaflow_hf.data.sources.layout import CONFIGURATION, README, Layout, layout_of_files, layout_of_splits
 from metaflow_hf.data.sources.readers import READABLE, file_format, holds_rows
 from metaflow_hf.errors import IntegrityError, NotFound, SelectionError
 from metaflow_hf.references import SnapshotRef, parse_reference
@@ -36,17 +36,30 @@ class StoreFile:
         return cast("BinaryIO", io.BufferedReader(raw, REQUEST_BYTES))
 
 
-def open_stored(uri: str) -> FileSource:
-    """The files below a URI in the order of their keys, one object, or the blocks of a dataset.
+def open_stored(uri: str, split: str | None = None) -> FileSource:
+    """The files below a URI, one object, or the blocks of a dataset; `uri:config:split` where nothing is at `uri`.
 
-    Raises ``SelectionError`` when there is nothing to read, and ``StoreUnavailable``.
+    Raises ``SelectionError`` when there is nothing to read, or no such split, and ``StoreUnavailable``.
     """
     uri = uri.rstrip("/")
-    blocks = source_of_blocks(_store(uri), uri)
+    found = _open_exactly(uri, None, split)
+    head, *named = uri.removeprefix(scheme := f"{uri.partition('://')[0]}://").split(":", 2)
+    if found is None and named:
+        found = _open_exactly(f"{scheme}{head}", named[0] or None, split or "".join(named[1:]) or None)
+    if found is None:
+        raise SelectionError(
+            f"{uri} holds no file with rows; readable are {READABLE}; an archive only by its own name."
+        )
+    return found
+
+
+def _open_exactly(uri: str, config: str | None, split: str | None) -> FileSource | None:
+    blocks = source_of_blocks(_store(uri), uri, split)
     if blocks is not None:
         return blocks
     parent, _, name = uri.rpartition("/")
     files, listing = [], []
+    layout: Layout | None = None
     if file_format(name) and not parent.endswith("/"):
         try:
             info = _store(parent).head(name)
@@ -55,23 +68,39 @@ def open_stored(uri: str) -> FileSource:
         else:
             files = [StoreFile(name, info.size, parent, name)]
             listing = [[name, info.size, info.last_modified.isoformat()]]
+            layout = layout_of_splits({"train": [name]}, split, where=uri)
     if not files:
-        for info in _store(uri).list():
-            is_hidden = any(part.startswith(".") for part in info.key.split("/"))
-            if not is_hidden and holds_rows(info.key):
-                files.append(StoreFile(info.key, info.size, uri, info.key))
-                listing.append([info.key, info.size, info.last_modified.isoformat()])
-    if not files:
-        raise SelectionError(
-            f"{uri} holds no file with rows; readable are {READABLE}; an archive only by its own name."
+        below = {info.key: info for info in _store(uri).list()}
+        visible = [key for key in below if not any(part.startswith(".") for part in key.split("/"))]
+        if not any(map(holds_rows, visible)):
+            return None
+        descriptions = {key: _store(uri).get(key) for key in (README, CONFIGURATION) if key in below}
+        layout = layout_of_files(
+            visible,
+            descriptions,
+            config,
+            split,
+            where=uri,
+            open_path=lambda key: StoreFile(key, below[key].size, uri, key),
         )
+        for info in map(below.__getitem__, dict.fromkeys(layout.paths)):
+            files.append(StoreFile(info.key, info.size, uri, info.key))
+            listing.append([info.key, info.size, info.last_modified.isoformat()])
     # Reading everything for a checksum would cost as much as building: sizes and times stand for it.
     digest = hashlib.sha256(encode_json(listing)).hexdigest()
-    return FileSource(name=name.partition(".")[0] or name, source=uri, files=files, source_digest=digest)
+    assert layout is not None
+    views = layout.files({file.name: file for file in files}.__getitem__, where=uri)
+    named = f":{config or ''}:{layout.split}" if config or layout.split != "train" else ""
+    return FileSource(
+        name=name.partition(".")[0] or name, source=f"{uri}{named}", files=views, source_digest=digest
+    )
 
 
-def source_of_blocks(store: ObjectStore, where: str) -> FileSource | None:
-    """The rows of a dataset of blocks, or ``None`` if there is none. Raises ``SelectionError`` while it grows."""
+def source_of_blocks(store: ObjectStore, where: str, split: str | None = None) -> FileSource | None:
+    """The rows of a dataset of blocks, or ``None`` if there is none; they are one split, `train`.
+
+    Raises ``SelectionError`` while it grows, and for another split.
+    """
     manifest = read_manifest(store)
     if manifest is None:
         return None
@@ -79,25 +108,31 @@ def source_of_blocks(store: ObjectStore, where: str) -> FileSource | None:
         raise SelectionError(
             f"{where} holds a dataset that is not complete ({manifest.total_blocks} blocks so far): finish building it."
         )
+    files = {
+        block.file_path: StoreFile(
+            block.file_path,
+            block.size_bytes or store.head(block.key).size,
+            store.uri,
+            block.key,
+            block.sha256,
+        )
+        for block in manifest.blocks
+    }
+    layout = layout_of_splits({"train": list(files)}, split, where=where)
+    named = f"::{layout.split}" if layout.split != "train" else ""
     return FileSource(
         name=manifest.dataset_name,
-        source=f"blocks:{manifest.dataset_name}",
-        files=[
-            StoreFile(
-                block.file_path,
-                block.size_bytes or store.head(block.key).size,
-                store.uri,
-                block.key,
-                block.sha256,
-            )
-            for block in manifest.blocks
-        ],
+        source=f"blocks:{manifest.dataset_name}{named}",
+        files=layout.files(files.__getitem__, where=where),
         source_digest=manifest.digest,
     )
 
 
 def open_reference(
-    reference: SnapshotRef | Mapping[str, Any], store: ObjectStore | None = None
+    reference: SnapshotRef | Mapping[str, Any],
+    store: ObjectStore | None = None,
+    *,
+    split: str | None = None,
 ) -> FileSource:
     """The default configuration and split of a cached snapshot of a dataset, from the datastore, without a hub.
 
@@ -118,7 +153,12 @@ def open_reference(
     _, manifest = find_manifest(store, known)
     is_whole = known.key.endswith("/all.json")
     return source_of_snapshot(
-        store, manifest, known.repo_id, known.commit_hash, source_digest="" if is_whole else manifest.digest
+        store,
+        manifest,
+        known.repo_id,
+        known.commit_hash,
+        split=split,
+        source_digest="" if is_whole else manifest.digest,
     )
 
 
@@ -134,13 +174,18 @@ def source_of_snapshot(
 ) -> FileSource:
     """One configuration and split of the files of a snapshot; they are checked against the manifest while read."""
     stored = {file.path: file for file in manifest.files}
-    readme = store.get(stored["README.md"].blob) if "README.md" in stored else None
-    layout = layout_of_files(stored, readme, config, split, where=f"hf://{repo_id}")
-    chosen = [stored[path] for path in layout.paths]
+    where = f"hf://{repo_id}"
+    descriptions = {name: store.get(stored[name].blob) for name in (README, CONFIGURATION) if name in stored}
+
+    def open_path(path: str) -> StoreFile:
+        file = stored[path]
+        return StoreFile(file.path, file.size, store.uri, file.blob, file.sha256)
+
+    layout = layout_of_files(stored, descriptions, config, split, where=where, open_path=open_path)
     return FileSource(
         name=repo_id.rpartition("/")[2],
         source=f"hf://{repo_id}:{layout.config}:{layout.split}",
-        files=[StoreFile(file.path, file.size, store.uri, file.blob, file.sha256) for file in chosen],
+        files=layout.files(open_path, where=where),
         commit_hash=commit_hash,
         source_digest=source_digest,
     )
