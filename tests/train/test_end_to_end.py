@@ -125,7 +125,7 @@ def trained(tmp_path, start_hub, monkeypatch):
     monkeypatch.setattr(datastore, "_active", ("local", str(tmp_path / ".metaflow")))
     monkeypatch.delenv("METAFLOW_RUNTIME_ENVIRONMENT", raising=False)
 
-    def train(rows, *, chat_template="own", data=None, epochs=6):
+    def train(rows, *, chat_template="own", data=None, epochs=3):
         content = HubContent()
         lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
         content.add("acme/rows", lambda: {"train.jsonl": lines}, repo_type="dataset", tags=("modality:text",))
@@ -133,8 +133,8 @@ def trained(tmp_path, start_hub, monkeypatch):
         base = write_model(tmp_path / "base", rows, chat_template=chat_template)
         values = {
             "model": {"repo_id": "acme/tiny", "dtype": "float32"},
-            "data": {"sequence_length": 128, "batch_size": 2, "epochs": epochs, "heldout_samples": 30, **(data or {})},
-            "optimizer": {"learning_rate": 1e-2, "weight_decay": 0.0},
+            "data": {"sequence_length": 128, "batch_size": 4, "packing": False, "epochs": epochs, "heldout_samples": 30, **(data or {})},
+            "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.0},
             "rounds": {"seconds": 3, "encoding": "fp32", "outer_learning_rate": 1.0, "outer_momentum": 0.0},
             "evaluation": {"max_samples": 30, "prompts": ["hi"], "max_new_tokens": 8},
         }  # fmt: skip
@@ -183,7 +183,7 @@ def check_better(outcome):
 @pytest.mark.acceptance
 @pytest.mark.parametrize("chat_template", ["own", None])
 def test_alpaca(chat_template, trained):
-    plan, outcome, exported = trained(alpaca(600), chat_template=chat_template)
+    plan, outcome, exported = trained(alpaca(450), chat_template=chat_template)
     assert plan.format == "alpaca"
     check_better(outcome)
     answers = Answers(exported)
@@ -218,7 +218,7 @@ def test_sharegpt(trained):
 
 @pytest.mark.acceptance
 def test_tool_calls(trained):
-    plan, outcome, exported = trained(tool_calls(400), data={"chat_template": CALLING})
+    plan, outcome, exported = trained(tool_calls(400), epochs=5, data={"chat_template": CALLING})
     assert (plan.format, dict(plan.columns)) == ("messages", {"messages": "messages", "tools": "tools"})
     check_better(outcome)
     answers = Answers(exported)
