@@ -208,7 +208,7 @@ class TrainingJob:
                 training,
                 heldout,
                 model_dir=Path(model_dir),
-                config=self.config,
+                config=self._dated(Path(model_dir)),
                 base_model=base_model,
                 copies=copies,
             )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from jinja2 import TemplateError
 
+from metaflow_hf.data.chat.dates import with_date
 from metaflow_hf.data.formats.examples import ASSISTANT, RowProblem
 
 _MARKED: Final = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -95,7 +96,7 @@ class ChatTemplate:
 
     def _apply(self, messages: list[Any], tools: Sequence[Any] | None, **options: Any) -> Any:
         if self._date is not None:
-            options["strftime_now"] = self._date.strftime
+            options["chat_template"] = with_date(self.source(tools), self._date)
         return self.tokenizer.apply_chat_template(messages, tools=list(tools) if tools else None, **options)
 
     def _written(self, message: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the history as it is at inference, and only that turn is learned.
 Whatever the template does, a turn that is to be learned must be found in what it renders for it.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +45,12 @@ class Transcript:
 
         Some tokenizers leave whitespace out of offsets: a token of nothing else lies at the end of its whitespace.
         """
-        if start < stop:
-            return any(start < end and begin < stop for begin, end in self.learned)
-        return any(begin < start <= end for begin, end in self.learned)
+        # Spans are in order, so only the last one that begins before the token may reach it.
+        number = bisect_left(self.learned, (max(start, stop),)) - 1
+        if number < 0:
+            return False
+        end = self.learned[number][1]
+        return start < end if start < stop else start <= end
 
 
 def transcribe(conversation: Conversation, template: ChatTemplate, *, learn_all: bool) -> list[Transcript]:
@@ -185,11 +189,15 @@ def _by_marks(conversation: Conversation, turns: Sequence[int], template: ChatTe
         return [Transcript(text, tuple(spans), turns[-1] + 1 == len(messages), has_thoughts=all(kept))]
     transcripts = []
     for number in turns:
-        text, spans = _marked(conversation, number + 1, template)
-        before = _common(template.render(messages[:number], tools), text) if number else 0
+        upto, spans = _marked(conversation, number + 1, template)
+        before = _common(template.render(messages[:number], tools), upto) if number else 0
         spans = [span for span in spans if span[1] > before]
-        is_whole = check_turn(messages[number], "".join(text[start:stop] for start, stop in spans), number)
-        transcripts.append(Transcript(text, tuple(spans), has_thoughts=is_whole))
+        is_whole = check_turn(messages[number], "".join(upto[start:stop] for start, stop in spans), number)
+        transcripts.append(Transcript(upto, tuple(spans), has_thoughts=is_whole))
+    if all(text.startswith(one.text) for one in transcripts):
+        found = tuple(span for one in transcripts for span in one.learned)
+        has_thoughts = all(one.has_thoughts for one in transcripts)
+        return [Transcript(text, found, turns[-1] + 1 == len(messages), has_thoughts)]
     return transcripts
 
 

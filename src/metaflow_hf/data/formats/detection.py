@@ -5,37 +5,15 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
+from metaflow_hf.data.formats.advice import advice, answer_column, listing
 from metaflow_hf.data.formats.columns import EMPTY, MESSAGES, TEXT, TURNS, Column, Columns, describe_columns
 from metaflow_hf.data.formats.examples import Example
 from metaflow_hf.data.formats.refused import refused_kind
 from metaflow_hf.data.formats.registry import AUTO, find_format, known_formats
-from metaflow_hf.data.formats.row_format import RowFormat, complete, match_roles
+from metaflow_hf.data.formats.row_format import complete, match_roles
 from metaflow_hf.errors import ConfigError, FormatError
 
 DETECTED_ROWS: Final = 100
-# Columns whose name says that they answer another column.
-_ANSWERS: Final = (
-    "completion",
-    "response",
-    "answer",
-    "output",
-    "highlights",
-    "summary",
-    "target",
-    "chosen",
-    "answers",
-)
-_QUESTIONS: Final = (
-    "instruction",
-    "prompt",
-    "question",
-    "query",
-    "input",
-    "problem",
-    "source",
-    "article",
-    "document",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +63,13 @@ def detect_format(
     named = dict(columns or {})
     _check_exist(named, known, place)
     if format != AUTO:
-        return _checked(find_format(format), named, known, place)
+        return _checked(format, named, known, place)
     if named:
         return _by_roles(named, known, place)
     candidates = _matching(known, by_name=True)
     has_text = any(one.name != "text" or one.columns["text"] == "text" for one in candidates)
     if (refusal := refused_kind(known, has_text=has_text)) is not None:
-        raise FormatError(f"{place}{refusal} {_listing(known)}")
+        raise FormatError(f"{place}{refusal} {listing(known)}")
     return _certain(known, place)
 
 
@@ -148,7 +126,8 @@ def _certain(columns: Columns, place: str) -> DetectedFormat:
     if not structured and _is_text(columns, texts):
         return DetectedFormat("text", {"text": "text"}) if "text" in columns else texts[0]
     raise FormatError(
-        f"{place}which columns are trained is not certain. {_listing(columns)} {_advice(columns, found)}"
+        f"{place}which columns are trained is not certain. {listing(columns)} "
+        f"{advice(columns, [(one.name, one.columns) for one in found])}"
     )
 
 
@@ -161,20 +140,20 @@ def _matching(columns: Columns, *, by_name: bool) -> list[DetectedFormat]:
 
 
 def _is_text(columns: Columns, texts: list[DetectedFormat]) -> bool:
-    """Whether one column is the text beyond doubt: it is named ``text``, or as texts are and nothing answers it."""
-    if any(one.columns["text"] == "text" for one in texts):
-        return True
-    answered = any(name in columns and columns[name].kind == TEXT for name in _ANSWERS)
-    return len(texts) == 1 and not answered
+    """Whether one column is the text beyond doubt: named ``text``, or alone in being named as texts are; unanswered."""
+    if answer_column(columns) is not None:
+        return False
+    return len(texts) == 1 or any(one.columns["text"] == "text" for one in texts)
 
 
 def _is_rendering(columns: Columns, structured: DetectedFormat, texts: list[DetectedFormat]) -> bool:
-    """Whether the only text beside instructions is nothing but their rendering, as in the first Alpaca dataset."""
-    if structured.name != "alpaca" or len(texts) != 1:
+    """Whether the only text beside texts of other roles is nothing but their rendering, as in the first Alpaca dataset."""
+    required = [role.name for role in find_format(structured.name).roles if role.is_required]
+    parts = [columns[structured.columns[role]] for role in required]
+    if len(texts) != 1 or any(part.kind != TEXT for part in parts):
         return False
     whole = str(columns[texts[0].columns["text"]].example)
-    parts = [str(columns[structured.columns[role]].example) for role in ("instruction", "output")]
-    return all(part in whole for part in parts)
+    return all(str(part.example) in whole for part in parts)
 
 
 def _by_roles(named: Mapping[str, str], columns: Columns, place: str) -> DetectedFormat:
@@ -194,32 +173,34 @@ def _by_roles(named: Mapping[str, str], columns: Columns, place: str) -> Detecte
     given = ", ".join(f"{role}: {name}" for role, name in named.items())
     raise FormatError(
         f"{place}data.columns {{{given}}} {'fits no format' if not fitting else 'fits several formats'}: "
-        f"{_all_roles()}. Set data.format, or name other columns. {_listing(columns)}"
+        f"{_all_roles()}. Set data.format, or name other columns. {listing(columns)}"
     )
 
 
-def _checked(form: RowFormat, named: Mapping[str, str], columns: Columns, place: str) -> DetectedFormat:
+def _checked(name: str, named: Mapping[str, str], columns: Columns, place: str) -> DetectedFormat:
+    form = find_format(name)
     roles = {role.name: role for role in form.roles}
     unknown = [role for role in named if role not in roles]
     if unknown:
         raise FormatError(
-            f"{place}data.columns has the role {unknown[0]!r}, but format {form.name!r} has {', '.join(roles)}."
+            f"{place}data.columns has the role {unknown[0]!r}, but format {name!r} has {', '.join(roles)}."
         )
     whole = complete(form, named, columns)
     missing = [role.name for role in form.roles if role.is_required and role.name not in whole]
     if missing:
         wanted = ", ".join(f"{role}: …" for role in missing)
         raise FormatError(
-            f"{place}format {form.name!r} needs a column for {', '.join(missing)}. Set data.columns: {{{wanted}}}. "
-            f"{_listing(columns)}"
+            f"{place}format {name!r} needs a column for {', '.join(missing)}. Set data.columns: {{{wanted}}}. "
+            f"{listing(columns)}"
         )
-    for role, name in whole.items():
-        if not _plays(columns[name], roles[role].kinds):
+    for role, column in whole.items():
+        if not _plays(columns[column], roles[role].kinds):
             raise FormatError(
-                f"{place}column {name!r} holds {columns[name].kind}, but {role!r} of format {form.name!r} must be "
-                f"{' or '.join(roles[role].kinds)}. {_listing(columns)}"
+                f"{place}column {column!r} holds {columns[column].kind}, but {role!r} of format {name!r} must be "
+                f"{' or '.join(roles[role].kinds)}. {listing(columns)}"
             )
-    return DetectedFormat(form.name, whole)
+    # A name like module:attribute finds it in every process.
+    return DetectedFormat(name, whole)
 
 
 def _plays(column: Column, kinds: Iterable[str]) -> bool:
@@ -230,48 +211,11 @@ def _check_exist(named: Mapping[str, str], columns: Columns, place: str) -> None
     for role, name in named.items():
         if name not in columns:
             raise FormatError(
-                f"{place}there is no column {name!r} (data.columns, {role}). {_listing(columns)}"
+                f"{place}there is no column {name!r} (data.columns, {role}). {listing(columns)}"
             )
-
-
-def _listing(columns: Columns) -> str:
-    return f"Columns: {', '.join(map(str, columns.values()))}."
 
 
 def _all_roles() -> str:
     return "; ".join(
         f"{name} has {', '.join(role.name for role in form.roles)}" for name, form in known_formats().items()
     )
-
-
-def _advice(columns: Columns, found: list[DetectedFormat]) -> str:
-    """The settings that would be right, as far as the columns tell."""
-    chosen = [(one.name, dict(one.columns)) for one in found]
-    if not chosen:
-        chosen = _guesses(columns)
-    if not chosen:
-        return "None of them holds text: name another dataset."
-    settings = [
-        f"data.format: {name} with data.columns: {{{', '.join(f'{role}: {column}' for role, column in mapping.items())}}}"
-        for name, mapping in chosen[:3]
-    ]
-    return f"Set {', or '.join(settings)}."
-
-
-def _guesses(columns: Columns) -> list[tuple[str, dict[str, str]]]:
-    for kind, name in ((MESSAGES, "messages"), (TURNS, "sharegpt")):
-        if several := [column.name for column in columns.values() if column.kind == kind]:
-            return [(name, {"messages": column}) for column in several]
-    texts = [column for column in columns.values() if column.kind == TEXT]
-    guesses: list[tuple[str, dict[str, str]]] = []
-    answer = next((name for name in _ANSWERS if any(column.name == name for column in texts)), None)
-    question = next((name for name in _QUESTIONS if any(column.name == name for column in texts)), None)
-    if answer and question == "instruction":
-        more = {"input": "context"} if "context" in columns else {}
-        guesses.append(("alpaca", {"instruction": question, **more, "output": answer}))
-    elif answer and question and answer != question:
-        guesses.append(("prompt_completion", {"prompt": question, "completion": answer}))
-    if texts:
-        longest = max(texts, key=lambda column: len(str(column.example)))
-        guesses.append(("text", {"text": longest.name}))
-    return guesses

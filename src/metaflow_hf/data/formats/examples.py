@@ -56,23 +56,28 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """An instruction, with an input where there is one, and the output, which carries the loss."""
+    """An instruction, with an input and a system prompt where there are any, and the output, which carries the loss."""
 
     instruction: str
     output: str
     input: str = ""
+    system: str = ""
 
     def as_prompt(self) -> PromptCompletion:
         """Alpaca's own prompt (https://github.com/tatsu-lab/stanford_alpaca)."""
         template = ALPACA_WITH_INPUT if self.input.strip() else ALPACA_WITHOUT_INPUT
-        return PromptCompletion(
-            template.format_map({"instruction": self.instruction, "input": self.input}), self.output
-        )
+        prompt = template.format_map({"instruction": self.instruction, "input": self.input})
+        return PromptCompletion(f"{self.system}\n\n{prompt}" if self.system else prompt, self.output)
 
-    def as_conversation(self) -> Conversation:
-        """The instruction, and the input after a blank line, as the user's turn; the output as the assistant's."""
+    def as_conversation(self, earlier: Sequence[Mapping[str, Any]] = ()) -> Conversation:
+        """The instruction, and the input after a blank line, as the user's turn; the output as the assistant's.
+
+        ``earlier`` turns are not learned.
+        """
         asked = f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
-        return Conversation([{"role": "user", "content": asked}, {"role": ASSISTANT, "content": self.output}])
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        turn = [{"role": "user", "content": asked}, {"role": ASSISTANT, "content": self.output}]
+        return Conversation([*system, *earlier, *turn], learned_from=len(system) + len(earlier))
 
 
 Example = str | PromptCompletion | Conversation | Instruction
@@ -86,7 +91,8 @@ def contents(example: Example) -> Any:
         case PromptCompletion():
             return [example.prompt, example.completion]
         case Instruction():
-            return [example.instruction, example.input, example.output]
+            more = [example.system] if example.system else []
+            return [example.instruction, example.input, example.output, *more]
         case Conversation():
             return [list(example.messages), None if example.tools is None else list(example.tools)]
 

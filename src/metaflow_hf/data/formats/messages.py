@@ -8,17 +8,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from metaflow_hf.data.formats.columns import MESSAGES, TEXT, parsed_list
+from metaflow_hf.data.formats.columns import EMPTY, MESSAGES, TEXT, parsed_list
 from metaflow_hf.data.formats.examples import ASSISTANT, Conversation, Example, RowProblem
 from metaflow_hf.data.formats.row_format import Role
+from metaflow_hf.data.formats.text import text_of
 
 TOOLS: Final = Role(
     name="tools",
     names=("tools",),
-    kinds=("lists of objects", "lists", TEXT, "objects"),
+    kinds=("lists of objects", "lists", TEXT, "objects", EMPTY),
     is_required=False,
 )
-SYSTEM: Final = Role(name="system", names=("system", "system_prompt"), kinds=(TEXT,), is_required=False)
+# The first rows may well have none.
+SYSTEM: Final = Role(name="system", names=("system", "system_prompt"), kinds=(TEXT, EMPTY), is_required=False)
 _ROLES: Final = frozenset(
     {"system", "developer", "user", ASSISTANT, "tool", "function", "ipython", "context", "documents"}
 )
@@ -57,9 +59,12 @@ class MessagesFormat:
 def conversation(
     messages: list[dict[str, Any]], row: Mapping[str, Any], columns: Mapping[str, str]
 ) -> Conversation:
-    """The messages with the system prompt and the tools of their row. Raises ``RowProblem``."""
-    system = row.get(columns["system"]) if "system" in columns else None
-    if isinstance(system, str) and system.strip() and messages[0]["role"] != "system":
+    """The messages with the system prompt and the tools of their row; one that they begin with counts before a column's.
+
+    Raises ``RowProblem``.
+    """
+    system = text_of(row, columns["system"]) if "system" in columns else None
+    if system is not None and messages[0]["role"] not in {"system", "developer"}:
         messages = [{"role": "system", "content": system}, *messages]
     return Conversation(messages, read_tools(row.get(columns["tools"])) if "tools" in columns else None)
 
@@ -74,19 +79,31 @@ def read_messages(items: Any, column: str) -> list[dict[str, Any]]:
 def _message(item: Any, where: str) -> dict[str, Any]:
     if not isinstance(item, Mapping) or not isinstance(item.get("role"), str):
         raise RowProblem(f"{where} must be an object with 'role' and 'content', got {_shown(item)}")
-    role = _OTHER_NAMES.get(item["role"], item["role"])
+    role = item["role"].lower()
+    role = _OTHER_NAMES.get(role, role)
     if role not in _ROLES:
         raise RowProblem(
-            f"{where} has the role {role!r}; known are {', '.join(sorted(_ROLES | _OTHER_NAMES.keys()))}"
+            f"{where} has the role {item['role']!r}; known are {', '.join(sorted(_ROLES | _OTHER_NAMES.keys()))}"
         )
     message = {key: value for key, value in item.items() if value is not None}
     message["role"] = role
     message["content"] = _text_of_content(item.get("content"), where)
+    message |= read_weight(item, where)
     if calls := parsed_list(item.get("tool_calls")):
         message["tool_calls"] = read_tool_calls(calls, where)
     else:
         message.pop("tool_calls", None)
     return message
+
+
+def read_weight(item: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Whether a message is learned: ``{"weight": 0}`` where it is not, nothing where that is not said."""
+    weight = item.get("weight")
+    if weight is None:
+        return {}
+    if weight not in (0, 1) or isinstance(weight, str):
+        raise RowProblem(f"{where} has the weight {weight!r}, which must be 0 (not learned) or 1")
+    return {"weight": int(weight)}
 
 
 def _text_of_content(content: Any, where: str) -> str:

@@ -44,6 +44,10 @@ def find_format(name: str) -> RowFormat:
             found: RowFormat = getattr(import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             raise FormatError(f"data.format {name!r} cannot be imported: {error}.") from error
+        if not all(hasattr(found, member) for member in ("name", "roles", "example")):
+            raise FormatError(
+                f"data.format {name!r} is no row format: it lacks a name, roles or example(row, columns)."
+            )
         return found
     raise FormatError(
         f"data.format must be one of {AUTO}, {', '.join(_FORMATS)}, or module:attribute of a format of your own; "

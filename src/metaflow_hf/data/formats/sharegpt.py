@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from metaflow_hf.data.formats.columns import TURNS, parsed_list
 from metaflow_hf.data.formats.examples import ASSISTANT, Example, RowProblem
-from metaflow_hf.data.formats.messages import SYSTEM, TOOLS, conversation, read_tool_calls
+from metaflow_hf.data.formats.messages import SYSTEM, TOOLS, conversation, read_tool_calls, read_weight
 from metaflow_hf.data.formats.row_format import Role
 
 CALL: Final = "function_call"
@@ -64,13 +64,14 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
     if role is None:
         raise RowProblem(f"{where} is from {turn['from']!r}; known are {', '.join(SPEAKERS)}")
     value = turn.get("value")
+    weight = read_weight(turn, where)
     if role == CALL:
-        return {"role": ASSISTANT, "content": "", "tool_calls": read_tool_calls(_call(value, where), where)}
+        calls = read_tool_calls(_call(value, where), where)
+        return {"role": ASSISTANT, "content": "", "tool_calls": calls, **weight}
     if value is not None and not isinstance(value, str):
         if role != "tool":
             raise RowProblem(f"{where} has a value of type {type(value).__name__} instead of text")
         value = json.dumps(value, ensure_ascii=False)
-    weight = {"weight": turn["weight"]} if turn.get("weight") is not None else {}
     return {"role": role, "content": value or "", **weight}
 
 
