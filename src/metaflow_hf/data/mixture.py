@@ -35,6 +35,10 @@ class ReadableBlocks(Protocol):
         columns: Mapping[str, str] | None = None,
         text_column: str | None = None,
     ) -> DetectedFormat: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class MixedRow(dict[str, Any]):

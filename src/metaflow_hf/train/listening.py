@@ -90,7 +90,7 @@ def _banner(listeners: Listeners) -> str:
     config, plan = listeners.config, listeners.plan
     rounds, optimizer = config.rounds, config.optimizer
     model = named_revision(config.model.name, plan.model_commit if plan else "")
-    data = named_revision(str(config.data.dataset), plan.dataset_commit if plan else "")
+    data = named_revision(config.data.title, plan.dataset_commit if plan else "")
     parameters = f", {units.short_count(plan.parameters)} parameters" if plan and plan.parameters else ""
     samples = f", {units.count(plan.samples)} samples" if plan and plan.samples else ""
     batches = f"batches of {config.data.batch_size} x {units.count(config.data.sequence_length)} tokens"
