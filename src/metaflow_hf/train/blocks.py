@@ -1,12 +1,12 @@
 """The datasets that a configuration names: looked at, then built into blocks of the configured datastore."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from metaflow_hf.config import DataConfig
-from metaflow_hf.errors import ConfigError, SelectionError
-from metaflow_hf.store import configured_store
+from metaflow_hf.errors import ConfigError, UserError
+from metaflow_hf.store import ObjectStore, configured_store
 
 if TYPE_CHECKING:
     from metaflow_hf.data import BlockManager
@@ -21,37 +21,26 @@ def format_settings(data: DataConfig) -> dict[str, Any]:
     return {"format": data.format, "columns": data.columns or None, "text_column": data.text_column}
 
 
-def check_sources(data: DataConfig) -> None:
+def check_sources(data: DataConfig, store: ObjectStore | None = None) -> None:
     """Looks at training and evaluation dataset without downloading them: they exist, can be read, and have texts.
 
-    Raises ``ConfigError`` for an unknown text column, for an evaluation dataset that is the one trained on, and for a
-    limit on samples of a dataset that is built already; ``SelectionError`` and the hub's errors.
+    ``store`` is where datasets may be built already, by default the configured datastore. Raises ``ConfigError`` for an
+    unknown text column, for an evaluation dataset that is the one trained on, for two equal datasets of a mixture, and
+    for a limit on samples of a dataset that is built already; ``SelectionError`` and the hub's errors.
     """
-    from metaflow_hf.data.build import plan_dataset
-    from metaflow_hf.data.sources import open_source
     from metaflow_hf.data.stored import find_stored
 
-    def identity(source: str, settings: DataConfig = data) -> tuple[str, str]:
-        if (stored := find_stored(source, configured_store())) is not None:
-            return stored, ""
-        spec = plan_dataset(
-            open_source(source, documents=data.documents),
-            samples_per_block=data.samples_per_block,
-            **format_settings(settings),
-        )
-        # Another commit of the same split is no other data.
-        return spec.source, spec.source_digest
-
+    store = configured_store() if store is None else store
     if data.datasets:
-        _check_mixture(data, identity)
+        _check_mixture(data, store)
         return
-    if data.max_samples is not None and find_stored(str(data.dataset), configured_store()) is not None:
+    if data.max_samples is not None and find_stored(str(data.dataset), store) is not None:
         raise ConfigError(
             f"data.max_samples: {data.dataset} is built already and trained as a whole. Leave it out, or name the "
             "source that the blocks were built from."
         )
     sources = list(filter(None, (data.dataset, data.evaluation_dataset)))
-    if len({identity(source) for source in sources}) < len(sources):
+    if len({_identity(source, data, store) for source in sources}) < len(sources):
         raise ConfigError(
             f"data.evaluation_dataset: {data.evaluation_dataset} is what data.dataset trains on: nothing would be "
             "held out. Name another split (hf://name:config:split), or leave it out: then about "
@@ -59,18 +48,35 @@ def check_sources(data: DataConfig) -> None:
         )
 
 
-def _check_mixture(data: DataConfig, identity: Callable[[str, DataConfig], tuple[str, str]]) -> None:
+def _identity(source: str, data: DataConfig, store: ObjectStore) -> tuple[str, str]:
+    """Equal for sources of the same rows."""
+    from metaflow_hf.data.build import plan_dataset
+    from metaflow_hf.data.sources import open_source
+    from metaflow_hf.data.stored import find_stored
+
+    if (stored := find_stored(source, store)) is not None:
+        return stored, ""
+    spec = plan_dataset(
+        open_source(source, documents=data.documents),
+        samples_per_block=data.samples_per_block,
+        **format_settings(data),
+    )
+    # Another commit of the same split is no other data.
+    return spec.source, spec.source_digest
+
+
+def _check_mixture(data: DataConfig, store: ObjectStore) -> None:
     known: dict[tuple[str, str], int] = {}
     for number, one in enumerate(data.datasets):
         with naming_dataset(data, number):
-            same = known.setdefault(identity(one.dataset, data.only(number)), number)
+            same = known.setdefault(_identity(one.dataset, data.only(number), store), number)
         if same < number:
             raise ConfigError(
                 f"data.datasets[{number}]: {one.dataset} is the same dataset as data.datasets[{same}], "
                 f"{data.datasets[same].dataset}: train it more often by a larger epochs or weight."
             )
     source = data.evaluation_dataset
-    if source is not None and (same := known.get(identity(source, data), -1)) >= 0:
+    if source is not None and (same := known.get(_identity(source, data, store), -1)) >= 0:
         raise ConfigError(
             f"data.evaluation_dataset: {source} is what data.datasets[{same}], {data.datasets[same].dataset}, trains on: "
             "nothing would be held out. Name another split (hf://name:config:split), or leave it out: then about "
@@ -80,11 +86,12 @@ def _check_mixture(data: DataConfig, identity: Callable[[str, DataConfig], tuple
 
 @contextmanager
 def naming_dataset(data: DataConfig, number: int) -> Iterator[None]:
-    """Raises a mistake in a dataset of a mixture again, with the place of the dataset in the configuration."""
+    """Puts the place of a dataset in the configuration before the message of a ``UserError``."""
     try:
         yield
-    except (ConfigError, SelectionError) as error:
-        raise type(error)(f"data.datasets[{number}] ({data.datasets[number].title}): {error}") from error
+    except UserError as error:
+        error.args = (f"data.datasets[{number}] ({data.datasets[number].title}): {error}",)
+        raise
 
 
 def build_parts(data: DataConfig) -> tuple[str, ...]:

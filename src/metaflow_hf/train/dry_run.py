@@ -22,7 +22,7 @@ from metaflow_hf.errors import ConfigError, SelectionError
 from metaflow_hf.hub.request import SnapshotRequest
 from metaflow_hf.hub.snapshots import Snapshots
 from metaflow_hf.report.outcome import Plan
-from metaflow_hf.store import configured_store, open_store
+from metaflow_hf.store import ObjectStore, configured_store, open_store
 from metaflow_hf.store.datastore import existing_store
 from metaflow_hf.store.node_cache import NodeCache
 from metaflow_hf.train.blocks import check_sources, format_settings, naming_dataset
@@ -257,11 +257,16 @@ def _own_cache(scratch: Path) -> Iterator[None]:
         environment.set_node_cache(before)
 
 
+def _datastore(root: Path) -> ObjectStore:
+    """Where datasets may be built already; empty where there is no datastore yet."""
+    return existing_store() or open_store(root / "nothing")
+
+
 def _training(config: TrainConfig, root: Path) -> tuple[SampledDataset, ...]:
     data = config.data
     if not data.datasets:
         return (_sample(data, str(data.dataset), root, data.max_samples),)
-    check_sources(data)
+    check_sources(data, _datastore(root))
     found = []
     for number, one in enumerate(data.datasets):
         with naming_dataset(data, number):
@@ -273,7 +278,7 @@ def _sample(data: DataConfig, location: str, root: Path, max_rows: int | None) -
     sampled = sample_dataset(
         location,
         open_store(root / "datasets"),
-        existing_store() or open_store(root / "nothing"),
+        _datastore(root),
         samples_per_block=data.samples_per_block,
         **format_settings(data),
         on_bad_row=data.on_bad_row,

@@ -228,18 +228,22 @@ def measured_rows(
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """How many of the first ``looked_at`` of ``samples`` rows of a dataset are in its evaluation dataset too."""
+    """How many of the first ``looked_at`` of ``samples`` rows of a dataset are in its evaluation dataset too.
+
+    ``setting`` names what is trained.
+    """
 
     found: int = 0
     looked_at: int = 0
     samples: int = 0
+    setting: str = "data.dataset"
 
     def notes(self) -> list[str]:
         """What a plan says about it."""
         if not self.found:
             return []
         part = "" if self.looked_at == self.samples else f"the first {self.looked_at:,} of "
-        are = "row of data.dataset is" if self.found == 1 else "rows of data.dataset are"
+        are = f"row of {self.setting} is" if self.found == 1 else f"rows of {self.setting} are"
         return [
             f"{self.found:,} {are} in data.evaluation_dataset too (of {part}{self.samples:,}): held out, not trained."
         ]
@@ -264,11 +268,12 @@ def count_copies(
     beginnings = {_beginning(row.value) for row in measured}
     sizes = training_samples([block.sample_count for block in blocks.manifest.blocks], config)
     samples = sum(sizes) if samples is None else samples
+    setting = "data.datasets" if config.data.datasets else "data.dataset"
     found, looked_at, left = 0, 0, float(COUNTED_BYTES)
     for block, size in zip(blocks.manifest.blocks, sizes, strict=True):
         for start in range(0, size, _ROWS_AT_ONCE):
             if left <= 0:
-                return Copies(found, looked_at, samples)
+                return Copies(found, looked_at, samples, setting)
             rows = blocks.read_rows(block.block_id, start, min(start + _ROWS_AT_ONCE, size))
             values = [value for row in rows if (value := example_of(row, form)) is not None]
             found += sum(_beginning(value) in beginnings and sides.holds(value) for value in values)
@@ -281,7 +286,7 @@ def count_copies(
             "evaluation dataset, or leave it out: then about data.heldout_samples = "
             f"{config.data.heldout_samples} rows are held out."
         )
-    return Copies(found, looked_at, samples)
+    return Copies(found, looked_at, samples, setting)
 
 
 def _beginning(example: Example) -> str:

@@ -18,6 +18,7 @@ from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
 from metaflow_hf.data.order import ClaimOrder, Order
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
+from metaflow_hf.train.blocks import naming_dataset
 from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
 from metaflow_hf.train.evaluation import passages
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
@@ -241,12 +242,10 @@ def look(
 
     if isinstance(training, MixedBlocks):
         found = []
-        for number, part in enumerate(training.parts):
+        for number in range(len(training.parts)):
             alone = training.alone(number)
-            try:
+            with naming_dataset(config.data, number):
                 found.append(survey(alone, _order_alone(alone, extent, number)))
-            except ConfigError as error:
-                raise ConfigError(f"data.datasets[{number}] ({part.name}): {error}") from error
         return Survey.of_mixture(found, [one["rows"] for one in extent.order["datasets"]])
     sizes = training_samples([block.sample_count for block in training.manifest.blocks], config)
     return survey(training, order_of(extent.order, sizes))
