@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metaflow_hf.data.mixed_order import MixedOrder, OrderPart, samples_of_mixture
@@ -56,6 +56,7 @@ def rows_of(order: MixedOrder, parts) -> list[Counter]:
     return found
 
 
+@settings(deadline=None)
 @given(unweighted, claims, st.booleans())
 def test_without_weights_every_row_is_trained_once_in_each_epoch_of_its_dataset(parts, sizes, shuffle):
     order = order_of(parts, sizes, seed=3, shuffle=shuffle)
@@ -71,6 +72,7 @@ def test_without_weights_every_row_is_trained_once_in_each_epoch_of_its_dataset(
     assert order.samples == tuple(part.available for part in parts)
 
 
+@settings(deadline=None)
 @given(weighted, claims)
 def test_with_weights_no_row_is_trained_twice_and_one_dataset_runs_out(parts, sizes):
     order = order_of(parts, sizes, seed=3)
@@ -84,6 +86,7 @@ def test_with_weights_no_row_is_trained_twice_and_one_dataset_runs_out(parts, si
         assert all(per_epoch[epoch] == sum(part.block_samples) for epoch in range(max(per_epoch, default=0)))
 
 
+@settings(deadline=None)
 @given(weighted, claims)
 def test_at_every_position_the_shares_are_the_weights_but_for_a_claim(parts, sizes):
     order = order_of(parts, sizes)
@@ -125,6 +128,7 @@ def test_a_dataset_of_which_more_is_asked_for_is_repeated():
     assert {span.epoch for span in spans_of(order) if span.block_id == 1} == set(range(5))
 
 
+@settings(deadline=None)
 @given(unweighted, claims)
 def test_the_positions_of_a_chunk_are_those_that_lie_in_it(parts, sizes):
     order = order_of(parts, sizes)
@@ -137,6 +141,7 @@ def test_the_positions_of_a_chunk_are_those_that_lie_in_it(parts, sizes):
     assert order.num_samples(0, 1, order.num_positions) == sum(order.samples) - len(order.row_order(0))
 
 
+@settings(deadline=None)
 @given(blocks, claims, st.booleans())
 def test_a_mixture_of_one_dataset_is_the_dataset(samples, sizes, shuffle):
     alone = ClaimOrder(samples, *sizes, seed=5, epochs=2, shuffle=shuffle)
@@ -147,6 +152,7 @@ def test_a_mixture_of_one_dataset_is_the_dataset(samples, sizes, shuffle):
         assert mixed.row_order(position) == alone.row_order(position)
 
 
+@settings(deadline=None)
 @given(blocks, claims, st.booleans())
 def test_the_sizes_of_claims_are_those_of_their_spans(samples, sizes, shuffle):
     order = ClaimOrder(samples, *sizes, seed=5, epochs=2, shuffle=shuffle)

@@ -232,6 +232,13 @@ def test_the_plan_of_weights_says_what_runs_out(sources, model_dir):
     assert note in " ".join(plan_text(plan).replace("\n", " ").split())
 
 
+def test_the_plan_says_that_a_weight_is_too_small(sources, model_dir):
+    settings = ({"weight": 1000}, {"weight": 1}, {"weight": 1000})
+    plan = prepared(values_of(sources, settings)).begin(model_dir, {})
+    assert plan.datasets[1]["rows"] == 0
+    assert any(note.startswith("no row of talks is trained: its weight") for note in plan.notes)
+
+
 def test_the_specification_describes_the_mixture(sources, model_dir):
     values = values_of(sources, ({"weight": 1}, {"weight": 1, "epochs": 2}, {"weight": 2}))
     job = prepared(values)

@@ -55,7 +55,13 @@ def ends_with(order: Mapping[str, Any], config: TrainConfig) -> list[str]:
     ]
     trained = f", when {' and '.join(others)} are trained" if others else ""
     note = f"the mixture ends when {names[last]} has run out (its {one['samples']:,} rows{times}){trained}."
-    return [f"{note} A larger epochs of that dataset repeats it."]
+    unused = [
+        f"no row of {names[number]} is trained: its weight asks for less than half a claim. Raise its weight, or lower "
+        f"rounds.claim_samples = {order['claim_samples']}."
+        for number, one in enumerate(described)
+        if one["rows"] == 0
+    ]
+    return [f"{note} A larger epochs of that dataset repeats it.", *unused]
 
 
 def dataset_results(

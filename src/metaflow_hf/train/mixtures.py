@@ -6,6 +6,7 @@ from typing import Any, Final
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.mixed_order import MixedOrder, OrderPart, samples_of_mixture
 from metaflow_hf.data.mixture import MixedBlocks
+from metaflow_hf.errors import ConfigError
 from metaflow_hf.events import ClaimDone
 from metaflow_hf.report import parse_events
 from metaflow_hf.train.lineage import ClosedRound, Lineage
@@ -19,11 +20,17 @@ _MEASURED_EVENLY: Final = 1 / 4
 def describe_parts(blocks: MixedBlocks, config: TrainConfig) -> list[dict[str, Any]]:
     """The datasets as the order of a specification lists them.
 
-    ``rows`` is how many samples a run trains, which the order of whole claims may change by less than one claim.
+    ``rows`` is how many samples a run trains, which the order of whole claims may change by less than one claim. Raises
+    ``ConfigError`` for a dataset without samples.
     """
     settings = [config.data.only(number) for number in range(len(blocks.parts))]
     weights = [one.weight for one in config.data.datasets]
     samples = [part.samples for part in blocks.parts]
+    for number, count in enumerate(samples):
+        if count < 1:
+            raise ConfigError(
+                f"data.datasets[{number}] ({blocks.parts[number].name}) has no samples: remove it, or name another source."
+            )
     rows = samples_of_mixture(
         [count * data.epochs for count, data in zip(samples, settings, strict=True)], weights
     )
