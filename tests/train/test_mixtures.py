@@ -185,18 +185,28 @@ def test_a_small_dataset_keeps_half_of_its_texts(settled_rows):
     texts = sentences(3, 3_000)
     for seed in range(20):
         small = [sentences(1000 + seed, 5), [f"one {seed}", f"two {seed}"], [f"only {seed}"] * 7]
-        sides = hold_out_of_each(in_memory([texts, *small]), 600, settled_rows=settled_rows)
+        sides = hold_out_of_each(in_memory([texts, *small]), 0.2, settled_rows=settled_rows)
         assert sum(map(sides.holds, texts)) == pytest.approx(600, abs=80)
         assert [sum(map(sides.holds, some)) for some in small] == [1, 1, 0]
 
 
+def test_a_large_dataset_of_which_little_is_used_does_not_take_the_place_of_the_others(sources):
+    write(Path(sources[2]), ({"text": text} for text in sentences(13, 2_000)))
+    job = prepared(values_of(sources, ({"weight": 2}, {"weight": 1}, {"weight": 1})))
+    with mixture_of(job) as blocks:
+        names = [row.dataset for row in heldout_rows(blocks, job.config)]
+    # 20 of the 160 rows that are trained are held out, of the third dataset as large a part.
+    assert [names.count(name) for name in ("tasks", "talks", "plain")] == [12, 5, 88]
+
+
 def test_texts_that_several_datasets_hold_are_on_one_side():
-    texts = sentences(4, 40)
-    sides = hold_out_of_each(in_memory([texts, texts[:10], texts[5:15]]), 12, settled_rows=20_000)
-    for some in (texts, texts[:10], texts[5:15]):
-        assert 0 < sum(map(sides.holds, some)) < len(some)
+    for seed in range(20):
+        texts = sentences(seed, 40)
+        sides = hold_out_of_each(in_memory([texts, texts[:10], texts[5:15]]), 0.2, settled_rows=20_000)
+        for some in (texts, texts[:10], texts[5:15]):
+            assert 0 < sum(map(sides.holds, some)) < len(some)
     with pytest.raises(ConfigError, match="no dataset of data.datasets holds two different texts"):
-        hold_out_of_each(in_memory([["a", "a"], ["b"]]), 1, settled_rows=20_000)
+        hold_out_of_each(in_memory([["a", "a"], ["b"]]), 0.3, settled_rows=20_000)
 
 
 def test_many_copies_of_few_texts_in_a_large_dataset(monkeypatch, sources):

@@ -15,7 +15,7 @@ from metaflow_hf.data.formats import Example
 from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.train.encoding import row_format
-from metaflow_hf.train.mixtures import measured_samples
+from metaflow_hf.train.mixtures import describe_parts, measured_samples
 from metaflow_hf.train.sides import (
     HASHES,
     NOTHING_HELD_OUT,
@@ -124,8 +124,9 @@ def _held_out_of_mixture(blocks: MixedBlocks, config: TrainConfig) -> HeldOut:
         )
         for number, part in enumerate(blocks.parts)
     ]
-    target = heldout_target(sum(one.samples for one in datasets), config)
-    return hold_out_of_each(datasets, target, settled_rows=SETTLED_ROWS)
+    # A weight may use few rows of a large dataset: what is held out is a part of the rows that are used.
+    used = sum(min(one["rows"], one["samples"]) for one in describe_parts(blocks, config))
+    return hold_out_of_each(datasets, heldout_target(used, config) / used, settled_rows=SETTLED_ROWS)
 
 
 def _lowest(keys: Iterable[int], wanted: int, config: TrainConfig) -> HeldOut:

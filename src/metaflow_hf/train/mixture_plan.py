@@ -1,14 +1,60 @@
 """What reports say about the datasets of a mixture: before training from a survey, after it from the model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.mixed_order import part_seed
+from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
+from metaflow_hf.data.order import ClaimOrder, Order
 from metaflow_hf.report.outcome import DatasetResult, Plan
+from metaflow_hf.train.blocks import naming_dataset
 from metaflow_hf.train.evaluation import Evaluation
 from metaflow_hf.train.sides import HeldOutRow
 from metaflow_hf.train.survey import Survey
+
+
+def survey_mixture(
+    blocks: MixedBlocks,
+    order: Mapping[str, Any],
+    config: TrainConfig,
+    survey: Callable[[ReadableBlocks, Order], Survey],
+) -> Survey:
+    """The survey of a mixture, from a survey of one epoch of each dataset.
+
+    Args:
+        blocks: The datasets.
+        order: The order of a specification.
+        config: The configuration.
+        survey: Surveys a dataset in an order.
+
+    Raises:
+        ConfigError: when nothing of a dataset would be trained, with the place of the dataset in the configuration.
+        BadRowError: for a row that cannot be used, in the same way.
+
+    """
+    found = []
+    for number in range(len(blocks.parts)):
+        alone = blocks.alone(number)
+        claims = ClaimOrder(
+            alone.manifest.blocks,
+            order["chunk_samples"],
+            order["claim_samples"],
+            seed=part_seed(order["seed"], number),
+            shuffle=order["shuffle"],
+        )
+        with naming_dataset(config.data, number):
+            found.append(survey(alone, claims))
+    return Survey.of_mixture(found, [one["rows"] for one in order["datasets"]])
+
+
+def heldout_rows_of(found: Survey, order: Mapping[str, Any], samples: int) -> int:
+    """How many of ``samples`` rows are held out; of a mixture each row once, however often its dataset is trained."""
+    if not found.parts:
+        return found.scaled(found.held_out, samples)
+    pairs = zip(found.parts, order["datasets"], strict=True)
+    return sum(part.scaled(part.held_out, one["samples"]) for part, one in pairs)
 
 
 def plan_datasets(

@@ -13,17 +13,15 @@ import torch
 import yaml
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data.mixed_order import part_seed
 from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
-from metaflow_hf.data.order import ClaimOrder, Order
+from metaflow_hf.data.order import Order
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
-from metaflow_hf.train.blocks import naming_dataset
 from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
 from metaflow_hf.train.evaluation import passages
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, held_out, measured_rows, training_samples
-from metaflow_hf.train.mixture_plan import ends_with, plan_datasets
+from metaflow_hf.train.mixture_plan import ends_with, heldout_rows_of, plan_datasets, survey_mixture
 from metaflow_hf.train.models import (
     compute_dtype,
     declared_positions,
@@ -116,7 +114,7 @@ def make_plan(
         trainable_parameters=trained,
         samples=samples,
         heldout_samples=min(
-            heldout.manifest.total_samples if heldout else _held_out_rows(found, extent),
+            heldout.manifest.total_samples if heldout else heldout_rows_of(found, extent.order, rows),
             config.evaluation.max_samples,
         ),
         tokens=tokens,
@@ -157,16 +155,6 @@ def make_plan(
         ),
         configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=_versions(),
-    )
-
-
-def _held_out_rows(found: Survey, extent: Extent) -> int:
-    """The different rows that are held out, however often a dataset of a mixture is repeated."""
-    if not found.parts:
-        return found.scaled(found.held_out, extent.samples)
-    described = extent.order["datasets"]
-    return sum(
-        part.scaled(part.held_out, one["samples"]) for part, one in zip(found.parts, described, strict=True)
     )
 
 
@@ -241,26 +229,9 @@ def look(
         return surveyor.survey(order)
 
     if isinstance(training, MixedBlocks):
-        found = []
-        for number in range(len(training.parts)):
-            alone = training.alone(number)
-            with naming_dataset(config.data, number):
-                found.append(survey(alone, _order_alone(alone, extent, number)))
-        return Survey.of_mixture(found, [one["rows"] for one in extent.order["datasets"]])
+        return survey_mixture(training, extent.order, config, survey)
     sizes = training_samples([block.sample_count for block in training.manifest.blocks], config)
     return survey(training, order_of(extent.order, sizes))
-
-
-def _order_alone(blocks: MixedBlocks, extent: Extent, number: int) -> ClaimOrder:
-    """The order of one epoch of a dataset of a mixture, with the claims that it has in the mixture."""
-    order = extent.order
-    return ClaimOrder(
-        blocks.manifest.blocks,
-        order["chunk_samples"],
-        order["claim_samples"],
-        seed=part_seed(order["seed"], number),
-        shuffle=order["shuffle"],
-    )
 
 
 def _skipped(found: Survey, rows: int, at_building: int, config: TrainConfig) -> dict[str, int]:

@@ -97,15 +97,15 @@ class Texts:
     keys: Callable[[], Iterable[bytes]]
 
 
-def hold_out_of_each(datasets: Sequence[Texts], target: int, *, settled_rows: int) -> HeldOut:
-    """The sides of a mixture: about ``target`` samples of all are held out, the same fraction of each dataset.
+def hold_out_of_each(datasets: Sequence[Texts], fraction: float, *, settled_rows: int) -> HeldOut:
+    """The sides of a mixture: about the same fraction of the texts of each dataset is held out.
 
     Every dataset with two different texts has at least one on each side, and at most half of the texts of a small one
     are held out.
 
     Args:
         datasets: The datasets of the mixture.
-        target: The number of samples to hold out.
+        fraction: The part to hold out.
         settled_rows: Of datasets up to this size the texts are chosen one by one; of larger ones by their hash.
 
     Raises:
@@ -113,7 +113,6 @@ def hold_out_of_each(datasets: Sequence[Texts], target: int, *, settled_rows: in
             datasets hold them too.
 
     """
-    fraction = target / sum(one.samples for one in datasets)
     limit = int(fraction * HASHES)
     large = [one for one in datasets if one.samples > settled_rows and _has_both_sides(one.keys(), limit)]
     small = [(one, sorted(set(one.keys()))) for one in datasets if one not in large]
