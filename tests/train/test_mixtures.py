@@ -195,8 +195,8 @@ def test_a_large_dataset_of_which_little_is_used_does_not_take_the_place_of_the_
     job = prepared(values_of(sources, ({"weight": 2}, {"weight": 1}, {"weight": 1})))
     with mixture_of(job) as blocks:
         names = [row.dataset for row in heldout_rows(blocks, job.config)]
-    # 20 of the 160 rows that are trained are held out, of the third dataset as large a part.
-    assert [names.count(name) for name in ("tasks", "talks", "plain")] == [12, 5, 88]
+    # 20 of the 160 rows that are trained are held out, of the third dataset as large a part: not all are measured.
+    assert [names.count(name) for name in ("tasks", "talks", "plain")] == [12, 5, 69]
 
 
 def test_texts_that_several_datasets_hold_are_on_one_side():
@@ -237,6 +237,7 @@ def test_the_plan_of_weights_says_what_runs_out(sources, model_dir):
     settings = ({"weight": 1}, {"weight": 1, "epochs": 2}, {"weight": 2})
     plan = prepared(values_of(sources, settings)).begin(model_dir, {})
     assert [one["share"] for one in plan.datasets] == pytest.approx([0.25, 0.25, 0.5], abs=0.02)
+    assert not plan.is_exact
     (note,) = [note for note in plan.notes if "run out" in note]
     assert "plain has run out (its 60 rows), when 30 % of tasks and 75 % of talks are trained" in note
     assert note in " ".join(plan_text(plan).replace("\n", " ").split())
