@@ -181,6 +181,24 @@ def test_bad_rows_can_be_left_out(speaking, caplog):
     assert caught.value.row == 0
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": MULTI, "tools": [{"name": "sum", "parameters": {}}]}, "leaves the tools out"),
+        (
+            {"messages": [{"role": "developer", "content": "be"}, *MULTI[1:]]},
+            "leaves message 1 (of the developer) out",
+        ),
+        ({"messages": MULTI}, None),
+    ],
+)
+def test_a_template_that_leaves_out_what_comes_before_an_answer_is_warned_of(speaking, row, said, caplog):
+    some = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'developer' %}")
+    assert len(encode_examples([row, row], speaking(some))) == 2
+    assert caplog.text.count("so the model does not see it") == (said is not None)
+    assert said is None or said in caplog.text
+
+
 def test_a_slow_tokenizer_is_refused(speaking):
     class Slow:
         is_fast = False

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from metaflow_hf.data.chat import ChatTemplate, Transcript, read_chat_template, transcribe
+from metaflow_hf.data.chat import ChatTemplate, Transcript, missing_prompt, read_chat_template, transcribe
 from metaflow_hf.data.formats import (
     Conversation,
     DetectedFormat,
@@ -83,6 +83,7 @@ class ExampleEncoder:
         # How many rows were skipped, by reason, and how many examples lost the thoughts of their turns.
         self.skipped: Counter[str] = Counter()
         self.without_thoughts = 0
+        self._misses_prompt = False
 
     @property
     def skips_bad_rows(self) -> bool:
@@ -127,6 +128,18 @@ class ExampleEncoder:
             )
         self.without_thoughts += lost
 
+    def _warn_of_missing_prompt(self, example: Conversation, text: str) -> None:
+        if self._misses_prompt:
+            return
+        before = example.messages[: example.learned_turns()[-1]]
+        missing = missing_prompt(before, example.tools, text)
+        if missing is not None:
+            self._misses_prompt = True
+            logger.warning(
+                f"the chat template leaves {missing} out, so the model does not see it before it answers: take a model "
+                "whose template knows it, or set data.chat_template"
+            )
+
     def render(self, example: Example) -> list[Transcript]:
         """What an example says as text, with the parts that are learned. Raises ``RowProblem``."""
         if isinstance(example, Instruction):
@@ -137,7 +150,9 @@ class ExampleEncoder:
                     "it is a conversation, but the tokenizer of this model has no chat template: take a model with one, "
                     "or set data.chat_template"
                 )
-            return transcribe(example, self._template, learn_all=self._learn_all)
+            rendered = transcribe(example, self._template, learn_all=self._learn_all)
+            self._warn_of_missing_prompt(example, rendered[-1].text)
+            return rendered
         prompt = example.prompt if isinstance(example, PromptCompletion) else ""
         text = prompt + (example.completion if isinstance(example, PromptCompletion) else example)
         start = 0 if self._learn_all else len(prompt)

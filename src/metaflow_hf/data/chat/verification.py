@@ -2,10 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from metaflow_hf.data.formats.examples import RowProblem
+from metaflow_hf.data.formats.examples import ASSISTANT, RowProblem
 
 _THOUGHTS_IN_CONTENT: Final = re.compile(r"^.*</think>", re.DOTALL)
 _SHOWN: Final = 60
@@ -32,6 +32,23 @@ def check_turn(message: Mapping[str, Any], said: str, number: int) -> bool:
                 raise _left_out(number, f"argument of the tool {function['name']!r},", str(leaf))
     thoughts = [str(message.get(key) or "").strip() for key in THOUGHTS]
     return content in said and all(thought in said for thought in thoughts)
+
+
+def missing_prompt(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Any] | None, text: str
+) -> str | None:
+    """What a template leaves out of what comes before an answer: ``the tools``, or a message by its number and role.
+
+    ``messages`` are those before the answer, ``text`` is what the template rendered for them and it.
+    """
+    names = [str(tool.get("function", tool).get("name", "")) for tool in tools or ()]
+    if names and not any(name in text for name in names):
+        return "the tools"
+    for number, message in enumerate(messages, 1):
+        content = message["content"].strip()
+        if message["role"] != ASSISTANT and not any(form in text for form in _written(content)):
+            return f"message {number} (of the {message['role']})"
+    return None
 
 
 def _left_out(number: int, what: str, text: str) -> RowProblem:

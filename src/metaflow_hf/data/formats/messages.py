@@ -89,7 +89,7 @@ def _message(item: Any, where: str) -> dict[str, Any]:
     message["role"] = role
     message["content"] = _text_of_content(item.get("content"), where)
     message |= read_weight(item, where)
-    if calls := parsed_list(item.get("tool_calls")):
+    if calls := _parsed(item.get("tool_calls")):
         message["tool_calls"] = read_tool_calls(calls, where)
     else:
         message.pop("tool_calls", None)
@@ -180,13 +180,16 @@ def read_tools(value: Any) -> list[Any] | None:
 
 
 def _parsed(value: Any) -> Any:
-    """What a string of JSON holds; other values, and other strings, as they are."""
-    if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
+    """What a string of JSON holds, ``None`` for a blank one; other values, and other strings, as they are."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text[:1] in {"{", "["}:
         try:
-            return json.loads(value)
+            return json.loads(text)
         except ValueError:
             return value
-    return None if isinstance(value, str) and not value.strip() else value
+    return None if text in {"", "null"} else value
 
 
 def _shown(value: Any) -> str:
