@@ -132,6 +132,12 @@ def test_a_mistake_in_a_mixture_is_told_with_its_dataset(place: Path, datasets: 
     assert said in call("plan", "mine.yaml", status=1)
 
 
+def test_the_preview_of_a_mixture_names_the_dataset(place: Path):
+    found = [call("preview", CONFIGS / "mixture.yaml", "--position", position) for position in range(4)]
+    names = {text.partition(", block 0, rows ")[0] for text in found}
+    assert names == {"instructions", "conversations", "stories"}
+
+
 def test_a_dataset_as_a_parameter_replaces_a_mixture(place: Path):
     arguments = ("--dataset", "hf://roneneldan/TinyStories", "--tokens-per-second", 1_000_000, "--json")
     answer = json.loads(call("plan", CONFIGS / "mixture.yaml", *arguments))

@@ -262,6 +262,7 @@ def test_the_specification_describes_the_mixture(sources, model_dir):
         (2, 40, 2, 1.0),
         (3, 60, 1, 2.0),
     ]
+    assert spec.order["epochs"] == 1
     assert spec.order["num_samples"] == sum(one["rows"] for one in spec.order["datasets"])
     assert [one["name"] for one in spec.datasets] == ["tasks", "talks", "plain"]
     assert [one["format"] for one in spec.hyperparameters["data"]["datasets"]] == [
@@ -323,6 +324,7 @@ def test_a_whole_training_learns_every_dataset(sources, model_dir, tmp_path):
             counted[order.part_of(event.position)] += event.tokens
     assert [one["tokens"] for one in trained] == counted
     assert [one["tokens"] for one in plan.datasets] == pytest.approx(counted, rel=0.01)
+    assert sum(one["tokens"] for one in plan.datasets) == plan.tokens
     assert sum(counted) == model["metadata"]["tokens"]
     assert [one["rows"] for one in trained] == [300, 80, 180]
     directory = load_directory(configured_store(), model, tmp_path / "trained")

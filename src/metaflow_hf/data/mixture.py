@@ -163,10 +163,15 @@ class MixedBlocks:
         del format, columns, text_column
         return self.format
 
+    def place_of(self, block_id: int) -> tuple[str, int]:
+        """The name of a block's dataset, and the number of the block there."""
+        part = self.part_of(block_id)
+        return self.parts[part].name, block_id - self._first[part]
+
     def name_block(self, block_id: int) -> str:
         """A block as people find it: its dataset, and its number there."""
-        part = self.part_of(block_id)
-        return f"{self.parts[part].name}, block {block_id - self._first[part]}"
+        name, number = self.place_of(block_id)
+        return f"{name}, block {number}"
 
     def close(self) -> None:
         """Closes all datasets; idempotent."""

@@ -103,12 +103,16 @@ class DryRun:
             span = order.locate(position)
             claim = Claim(span.block_id, span.chunk_id, span.start, span.stop, span.epoch, position, "")
             batches = feed.batches(claim)
+            dataset, block_id = "", span.block_id
+            if isinstance(blocks, MixedBlocks):
+                dataset, block_id = blocks.place_of(block_id)
         if not 0 <= number < len(batches):
             raise SelectionError(
                 f"position {position} makes {len(batches)} batches; there is no batch {number}."
             )
         return PreviewedBatch(
-            block_id=span.block_id,
+            block_id=block_id,
+            dataset=dataset,
             start=span.start,
             stop=span.stop,
             number=number,
