@@ -17,7 +17,8 @@ from metaflow_hf.errors import SelectionError
 class PreviewedBatch:
     """One batch; ``sequences`` are its tokens without padding, ``num_batches`` is how many its rows make.
 
-    ``dataset`` is the name of its dataset in a mixture, whose blocks ``block_id`` counts then.
+    ``dataset`` is the name of its dataset in a mixture, whose blocks ``block_id`` counts then. ``format`` is that of
+    the rows, with the column of each role.
     """
 
     block_id: int
@@ -27,14 +28,16 @@ class PreviewedBatch:
     num_batches: int
     sequences: list[list[Piece]]
     dataset: str = ""
+    format: str = ""
 
     def summary(self) -> str:
         """One line: which rows, and what became of them."""
         tokens = sum(map(len, self.sequences))
         with_loss = sum(piece.has_loss for sequence in self.sequences for piece in sequence)
         dataset = f"{self.dataset}, " if self.dataset else ""
+        form = f"format {self.format}; " if self.format else ""
         return (
-            f"{dataset}block {self.block_id}, rows {self.start} to {self.stop - 1}: batch {self.number} of {self.num_batches} with "
+            f"{form}{dataset}block {self.block_id}, rows {self.start} to {self.stop - 1}: batch {self.number} of {self.num_batches} with "
             f"{len(self.sequences)} sequence{'s' * (len(self.sequences) != 1)}, {tokens:,} tokens, {with_loss:,} with loss"
         )
 
@@ -45,6 +48,7 @@ class PreviewedBatch:
 
     def to_json(self) -> dict[str, Any]:
         return {
+            "format": self.format,
             "block_id": self.block_id,
             "rows": [self.start, self.stop],
             "batch": self.number,
@@ -113,6 +117,7 @@ def preview_batch(
         stop=stop,
         number=number,
         num_batches=len(batches),
+        format=str(blocks.format),
         sequences=pieces(batches[number], tokenizer),
     )
 

@@ -92,10 +92,11 @@ class DryRun:
                     f"there are {order.num_positions:,} positions; there is no position {position}."
                 )
             tokenizer = training_tokenizer(self.model.directory, self.config)
+            form = row_format(blocks, self.config)
             feed = Feed(
                 blocks,
                 order,
-                example_encoder(tokenizer, row_format(blocks, self.config), self.config),
+                example_encoder(tokenizer, form, self.config),
                 self.config,
                 max_positions=declared_positions(self.model.directory, self.config.model),
                 held_out=self._held_out(blocks),
@@ -113,6 +114,7 @@ class DryRun:
         return PreviewedBatch(
             block_id=block_id,
             dataset=dataset,
+            format=str(form),
             start=span.start,
             stop=span.stop,
             number=number,
