@@ -66,6 +66,11 @@ def stand_in_hub(num_rows: int = 400) -> HubContent:
         {"data/train.jsonl": _lines({"text": text} for text in stories(6, num_rows))},
         repo_type="dataset",
     )
+    content.add(
+        "yahma/alpaca-cleaned",
+        {"alpaca_data_cleaned.jsonl": _lines(_instruction(text) for text in stories(7, num_rows))},
+        repo_type="dataset",
+    )
     header = (
         "---\nconfigs:\n- config_name: all\n  default: true\n  data_files:\n  - split: train\n    path: all/train.jsonl\n"
         "- config_name: everyday-conversations\n  data_files:\n  - split: train\n    path: everyday/train.jsonl\n"
@@ -86,6 +91,14 @@ def stand_in_hub(num_rows: int = 400) -> HubContent:
 
 def _talk(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"Say {text[:20]}"}, {"role": "assistant", "content": text}]
+
+
+def _instruction(text: str) -> dict[str, str]:
+    return {
+        "instruction": f"Tell of {text[:10]}",
+        "input": text[10:20] if len(text) % 2 else "",
+        "output": text,
+    }
 
 
 def _lines(rows) -> bytes:

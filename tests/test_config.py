@@ -35,7 +35,7 @@ def mistakes(text: str) -> list[str]:
 def test_every_shipped_configuration_loads(path: Path):
     config = load_config(path)
     assert config.model.name
-    assert config.data.dataset
+    assert config.data.title
     # What Metaflow hands to remote tasks is the same thing as JSON.
     assert TrainConfig.parse(config.model_dump(mode="json")) == config
 
@@ -181,3 +181,50 @@ def test_values_that_torch_would_refuse_later_are_refused_now(text: str):
 )
 def test_a_branch_of_several_processes_gets_a_gpu_for_each(values, gpus):
     assert TrainConfig.parse(values).resources.gpu == gpus
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            "datasets: [{dataset: a, weight: 0}]",
+            "data.datasets[0].weight: must be a number or null (greater than 0), got 0",
+        ),
+        (
+            "datasets: [{dataset: a}, {dataset: b, weigth: 1}]",
+            "data.datasets[1].weigth: unknown key; did you mean 'weight'?",
+        ),
+        ("datasets: [{dataset: a, weight: 1}, {dataset: b}]", "data.datasets[1] has none"),
+        (
+            "datasets: [{dataset: 'hf://a/b'}, {dataset: 'hf://a/b@v2'}]",
+            "data.datasets[1] has the same dataset as data.datasets[0]",
+        ),
+        (
+            "datasets: [{dataset: x/a}, {dataset: y/a}]",
+            "data.datasets[1] has the same name as data.datasets[0], 'a'",
+        ),
+        ("datasets: [{dataset: a, name: ''}]", "data.datasets[0].name"),
+        ("datasets: [{name: a}]", "data.datasets[0].dataset: is required"),
+        ("dataset: a, datasets: [{dataset: b}]", "data: dataset and datasets both say what is trained"),
+        ("max_samples: 5, datasets: [{dataset: b}]", "data: max_samples limits one dataset"),
+        ("format: alpaca, datasets: [{dataset: b}]", "data: format describes the rows of one dataset"),
+        (
+            "datasets: [{dataset: a, columns: {text: b}, text_column: c}]",
+            "data.datasets[0]: text_column and columns",
+        ),
+    ],
+)
+def test_mistakes_in_a_mixture_are_told_with_their_place(data: str, said: str):
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.parse(parse_yaml(f"data: {{{data}}}"))
+    assert said in str(caught.value)
+
+
+def test_a_dataset_of_a_mixture_has_a_name_and_settings_of_its_own():
+    datasets = "[{dataset: 'hf://a/b:en@v1', epochs: 2}, {dataset: rows/x.jsonl, name: mine, text_column: t}]"
+    data = TrainConfig.parse(parse_yaml(f"data: {{epochs: 3, datasets: {datasets}}}")).data
+    assert [one.title for one in data.datasets] == ["a/b:en", "mine"]
+    assert data.title == "a/b:en, mine"
+    first, second = data.only(0), data.only(1)
+    assert (first.dataset, first.epochs, first.datasets) == ("hf://a/b:en@v1", 2, [])
+    assert (second.epochs, second.text_column) == (3, "t")

@@ -119,6 +119,7 @@ def parse_config(content: str) -> dict[str, Any]:
         (model, config.model.repo_id),
         (revision, config.model.revision),
         (source, config.data.dataset),
+        *((source, one.dataset) for one in config.data.datasets),
         (source, config.data.evaluation_dataset),
     ):
         check.convert(value or "", None, None)

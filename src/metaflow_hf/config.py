@@ -17,6 +17,7 @@ import yaml
 from metaflow_hf.config_mistakes import describe
 from metaflow_hf.config_sections import (
     DataConfig,
+    DatasetConfig,
     EarlyStopConfig,
     EvaluationConfig,
     HarnessConfig,
@@ -35,6 +36,7 @@ from metaflow_hf.errors import ConfigError
 
 __all__ = [
     "DataConfig",
+    "DatasetConfig",
     "EarlyStopConfig",
     "EvaluationConfig",
     "HarnessConfig",

@@ -46,7 +46,7 @@ def _explain(
     hint = f"; did you mean {meant!r}?" if close else ""
     if isinstance(given, bool) and given and _section_in(annotation) is not None:
         hint = "; for its defaults write {}"
-    if item["type"] == "value_error" and isinstance(given, Mapping):
+    if item["type"] == "value_error" and isinstance(given, (Mapping, list)):
         # About several values of a section, which the sentence names.
         return allowed
     constraint = ""
@@ -65,7 +65,7 @@ def _as_written(value: Any) -> str:
 def _unknown_key(path: tuple[str, ...], root: type[BaseModel], top_level_keys: Sequence[str]) -> str:
     section: Any = root
     for part in path[:-1]:
-        section = _section_in(section.model_fields[part].annotation)
+        section = _section_in(section.model_fields[part.partition("[")[0]].annotation)
     names = list(section.model_fields)
     candidates = names if section is not root else [*names, *top_level_keys]
     close = difflib.get_close_matches(path[-1], candidates, n=1)
@@ -89,7 +89,10 @@ def _resolve(root: type[BaseModel], location: tuple[int | str, ...]) -> tuple[tu
     section: type[BaseModel] | None = root
     annotation: Any = None
     for part in location:
-        if section is not None and isinstance(part, str) and part in section.model_fields:
+        if isinstance(part, int) and section is not None and _is_list(annotation):
+            path[-1] += f"[{part}]"
+            annotation = section
+        elif section is not None and isinstance(part, str) and part in section.model_fields:
             path.append(part)
             annotation = section.model_fields[part].annotation
             section = _section_in(annotation)

@@ -29,13 +29,26 @@ def _rows(found: "Provenance") -> list[tuple[str, str]]:
         ("", f"commit {sources['model_commit']}" if "model_commit" in sources else ""),
         ("dataset", named_revision(sources.get("dataset", ""), sources.get("dataset_commit", ""))),
         ("", f"commit {sources['dataset_commit']}" if "dataset_commit" in sources else ""),
+        *_datasets(found),
         ("block manifest", " ".join(filter(None, (found.dataset.get("key"), _digest(found))))),
-        ("order", ", ".join(f"{name} {value}" for name, value in found.order.items())),
+        ("order", ", ".join(f"{name} {value}" for name, value in found.order.items() if name != "datasets")),
         ("chunks", _chunks(found)),
         ("claims", _claims(found)),
         ("tokens", units.count(found.tokens) if found.tokens else ""),
         ("rounds", _rounds(found)),
         ("held-out text", _figures(found)),
+    ]
+
+
+def _datasets(found: "Provenance") -> list[tuple[str, str]]:
+    """The datasets of a mixture, each with its source and the rows that the whole run trains."""
+    described = found.order.get("datasets", ())
+    return [
+        (
+            "" if number else "mixture of",
+            f"{one['name']}: {named_revision(one['dataset'], one.get('commit', ''))}, {units.count(part['rows'])} rows",
+        )
+        for number, (one, part) in enumerate(zip(found.datasets, described, strict=True))
     ]
 
 

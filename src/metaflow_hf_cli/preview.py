@@ -41,7 +41,7 @@ def command(
     """One batch."""
     with looked_at(config, parameters) as (run, _):
         shown = run.preview(position, number)
-        is_order = run.training.is_built or run.training.is_exact
+        is_order = all(one.is_built or one.is_exact for one in run.training)
     if as_json:
         print_json(shown.to_json())
         return

@@ -74,14 +74,75 @@ def test_each_configuration_is_planned_and_nothing_is_written(name: str, place: 
     assert (plan["trainable_parameters"] < plan["parameters"]) == (config.model.lora is not None)
     if name == "pretrain_small.yaml":
         assert plan["parameters"] > 10_000_000
-    rows = 100 if name == "chat.yaml" else 400
+    # Of the mixture: all instructions, and as many of the others as their weights ask for.
+    rows = {"chat.yaml": 100, "mixture.yaml": 800}.get(name, 400)
     counted = answer["rows"]
     assert counted["total"] == pytest.approx(rows, abs=30)
     held_out = 0 if config.data.evaluation_dataset else counted["held_out"]
     assert counted["trained"] + held_out + sum(counted["skipped"].values()) == counted["total"]
-    assert answer["format"] == ("messages" if name == "chat.yaml" else "text")
+    assert answer["format"] == {"chat.yaml": "messages", "mixture.yaml": "mixture"}.get(name, "text")
     assert 0 < answer["labelled_fraction"] <= 1
     assert answer["batch_sequences"] > 0
+
+
+def test_a_plan_tells_rows_tokens_and_shares_of_a_mixture(place: Path):
+    arguments = ("plan", CONFIGS / "mixture.yaml", "--tokens-per-second", 1_000_000)
+    answer = json.loads(call(*arguments, "--json"))
+    datasets = answer["datasets"]
+    assert [one["name"] for one in datasets] == ["instructions", "conversations", "stories"]
+    assert [one["share"] for one in datasets] == pytest.approx([0.5, 0.3, 0.2], abs=0.005)
+    assert sum(one["tokens"] for one in datasets) == pytest.approx(answer["tokens"], abs=3)
+    assert sum(one["rows"] for one in datasets) == pytest.approx(answer["rows"]["trained"], abs=3)
+    # With a budget of half the tokens half the rows are trained, of each dataset.
+    half = json.loads(call(*arguments, "--max_tokens", answer["tokens"] // 2, "--json"))["datasets"]
+    for one, less in zip(datasets, half, strict=True):
+        assert less["rows"] == pytest.approx(one["rows"] / 2, abs=1)
+        assert less["share"] == one["share"]
+    text = call(*arguments)
+    assert re.search(r"^  instructions +\d+ +50.0 % +[\d,]+$", text, re.MULTILINE)
+    said = " ".join(text.split())
+    assert "the mixture ends when instructions has run out (its 400 rows)" in said
+    assert "240 % of conversations and 40 % of stories" in said
+
+
+@pytest.mark.parametrize(
+    ("datasets", "said"),
+    [
+        ("[{dataset: 'hf://a/b', format: alpacca}]", "dataset 'a/b'"),
+        (
+            "[{dataset: 'hf://roneneldan/TinyStories', format: alpacca}]",
+            "data.datasets[0] (roneneldan/TinyStories): ",
+        ),
+        (
+            "[{dataset: 'hf://roneneldan/TinyStories'}, {dataset: 'hf://roneneldan/TinyStories:default:train'}]",
+            "data.datasets[1]: hf://roneneldan/TinyStories:default:train is the same dataset as data.datasets[0]",
+        ),
+        (
+            "[{dataset: 'hf://yahma/alpaca-cleaned'}], evaluation_dataset: 'hf://yahma/alpaca-cleaned:default:train'",
+            "is what data.datasets[0], hf://yahma/alpaca-cleaned, trains on",
+        ),
+        (
+            "[{dataset: 'hf://roneneldan/TinyStories', text_column: prose}]",
+            "data.datasets[0] (roneneldan/TinyStories): ",
+        ),
+    ],
+)
+def test_a_mistake_in_a_mixture_is_told_with_its_dataset(place: Path, datasets: str, said: str):
+    (place / "mine.yaml").write_text(f"model: {{repo_id: gpt2}}\ndata: {{datasets: {datasets}}}\n")
+    assert said in call("plan", "mine.yaml", status=1)
+
+
+def test_the_preview_of_a_mixture_names_the_dataset(place: Path):
+    found = [call("preview", CONFIGS / "mixture.yaml", "--position", position) for position in range(4)]
+    names = {text.partition(", block 0, rows ")[0] for text in found}
+    assert names == {"instructions", "conversations", "stories"}
+
+
+def test_a_dataset_as_a_parameter_replaces_a_mixture(place: Path):
+    arguments = ("--dataset", "hf://roneneldan/TinyStories", "--tokens-per-second", 1_000_000, "--json")
+    answer = json.loads(call("plan", CONFIGS / "mixture.yaml", *arguments))
+    assert answer["datasets"] == []
+    assert answer["format"] == "text"
 
 
 def test_a_plan_tells_steps_time_and_settings(place: Path, tmp_path: Path):

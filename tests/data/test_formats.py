@@ -642,7 +642,7 @@ def test_what_an_answer_comes_with_is_in_its_prompt(tokenizer):
     assert first.startswith(
         "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\nold question<|im_end|>\n<|im_start|>assistant\nold answer"
     )
-    assert second.startswith("<|im_start|>user\nSay\n\nx<|im_end|>\n<|im_start|>assistant\ny")
+    assert second.startswith("<|im_start|>user\nSay\nx<|im_end|>\n<|im_start|>assistant\ny")
     orca, settings = UNCERTAIN["openorca"][0], {"instruction": "question", "output": "response"}
     plain, with_system = (
         tokenizer.decode(one.input_ids) for one in encode_examples(orca, tokenizer, columns=settings)

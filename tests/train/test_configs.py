@@ -50,13 +50,16 @@ def train(place: Path, name: str, model_dir: Path | str, *, base_model=None, cha
     [
         ("chat.yaml", "HuggingFaceTB/SmolLM2-135M-Instruct"),
         ("finetune_lora.yaml", "HuggingFaceTB/SmolLM2-1.7B"),
+        ("mixture.yaml", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     ],
 )
 def test_a_configuration_trains_as_it_stands(place: Path, name: str, repo_id: str):
     model_dir = snapshot_download(repo_id, local_dir=str(place / "base"))
     _, trained, outcome = train(place, name, model_dir)
     assert outcome.after.loss < outcome.before.loss
-    assert outcome.after.counted == ("assistant" if name == "chat.yaml" else "")
+    assert outcome.after.counted == ("" if name == "finetune_lora.yaml" else "assistant")
+    assert all(one.loss_after < one.loss_before for one in outcome.datasets)
+    assert len(outcome.datasets) == (3 if name == "mixture.yaml" else 0)
     assert (trained / "adapter_config.json").exists() == (name == "finetune_lora.yaml")
 
 

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from metaflow_hf.data import BlockManager
+from metaflow_hf.data.order import ClaimOrder
 from metaflow_hf.errors import (
     ConfigError,
     LineageMismatch,
@@ -20,10 +21,13 @@ from metaflow_hf.events import ClaimDone
 from metaflow_hf.store import datastore
 from metaflow_hf.store.objects import CreateResult
 from metaflow_hf.train import heldout, running, start_lineage
+from metaflow_hf.train.encoding import example_encoder, rows_of_step, training_tokenizer
 from metaflow_hf.train.heldout import HeldOut, held_out, heldout_rows, heldout_target, training_samples
 from metaflow_hf.train.job import TrainingJob
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.pinning import pinned, sources_of
+from metaflow_hf.train.spec import claim_samples
+from metaflow_hf.train.survey import Surveyor
 
 
 def test_another_configuration_is_refused_with_every_difference(training):
@@ -90,8 +94,9 @@ def test_starting_is_idempotent_and_safe_by_many(training):
 
 def test_auto_gives_each_worker_claims_enough_and_divides_the_chunk(training):
     spec = training.start(rounds={"claim_samples": "auto"}, data={"epochs": 20})
-    assert spec.order["claim_samples"] == 10
-    assert spec.num_positions == 180
+    # Of ten rows a step would not be full.
+    assert spec.order["claim_samples"] == 20
+    assert spec.num_positions == 100
 
 
 def test_a_claim_that_does_not_divide_a_chunk_is_refused(training):
@@ -294,3 +299,36 @@ def test_a_final_lineage_is_left_at_once_by_whoever_resumes(training):
     (notice,) = told
     assert "is final since round" in notice.message
     assert [(info.key, info.last_modified) for info in training.store.list("rounds")] == before
+
+
+@pytest.mark.parametrize("rows", [100, 400, 1_000, 5_000, 100_000])
+@pytest.mark.parametrize("step_rows", [1, 3, 8, 34, 100])
+@pytest.mark.parametrize("workers", [1, 4])
+def test_claims_fill_steps_where_the_data_allow_it(training, rows, step_rows, workers):
+    config = training.config.replace(rounds={"claim_samples": "auto", "workers": workers}, data={"epochs": 1})
+    size = claim_samples(config, 1_000, rows, step_rows=step_rows)
+    assert 1_000 % size == 0
+    finest = max(
+        one for one in range(1, 1_001) if 1_000 % one == 0 and one <= max(rows // (160 * workers), 1)
+    )
+    assert finest <= size <= max(rows // (4 * workers), finest)
+    steps = size / step_rows
+    # Full steps, unless too few claims would be left.
+    assert steps / -(-steps // 1) > 0.65 or rows // (4 * workers) < 3 * step_rows
+
+
+def test_a_default_configuration_reaches_its_batch_size_on_few_rows(training, tmp_path):
+    rows = [{"text": f"the value number {number} of a list"} for number in range(400)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = training.config.replace(
+        rounds={"claim_samples": "auto", "workers": 1},
+        data={"evaluation_dataset": None, "sequence_length": 64, "batch_size": 8, "packing": True},
+    )
+    with BlockManager(tmp_path / "few.jsonl", cache_dir=tmp_path / "cache") as blocks:
+        blocks.wait_complete()
+        encoder = example_encoder(training_tokenizer(training.model_dir, config), blocks.format, config)
+        size = claim_samples(config, 1_000, 400, step_rows=rows_of_step(blocks, encoder, config))
+        order = ClaimOrder([400], 1_000, size)
+        limits = {"held_out": held_out(blocks, None, config), "max_positions": None, "max_tokens": None}
+        found = Surveyor(blocks, encoder, config, **limits).survey(order)
+    assert found.sequences_per_step > 0.8 * 8

@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from metaflow_hf.data import build_blocks
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.store import open_store
 from metaflow_hf.store.models import load_directory
@@ -159,10 +160,24 @@ def test_an_export_stops_where_its_documents_ended(export):
     assert generate(model, ["the list"], tokenizer, temperature=0, max_new_tokens=9) == [""]
 
 
-def test_all_ends_of_a_conversation_stop_an_export(export):
-    directory = export(end_token_ids=(5, 0))
-    assert GenerationConfig.from_pretrained(directory).eos_token_id == [5, 0]
-    assert AutoConfig.from_pretrained(directory).eos_token_id == 5
+def test_the_end_of_a_turn_stops_a_model_of_conversations(export, training, tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "the name"},
+                {"role": "assistant", "content": f"of {word}"},
+            ]
+        }
+        for word in ("a file", "a list", "a value", "the file", "the list", "the value")
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training.dataset_dir = tmp_path / "chats"
+    build_blocks(tmp_path / "chats.jsonl", training.dataset_dir)
+    directory = export()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert GenerationConfig.from_pretrained(directory).eos_token_id == ends
+    assert AutoConfig.from_pretrained(directory).eos_token_id == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize(

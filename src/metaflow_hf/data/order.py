@@ -18,6 +18,7 @@ from itertools import accumulate
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from metaflow_hf.errors import ConfigError
 
@@ -55,6 +56,22 @@ class SizedBlock(Protocol):
 
     @property
     def total_samples(self) -> int: ...
+
+
+class Order(Protocol):
+    """The order of claims as training uses it: ``ClaimOrder`` of one dataset, ``MixedOrder`` of a mixture."""
+
+    @property
+    def num_positions(self) -> int: ...
+    @property
+    def positions_per_epoch(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+    def locate(self, position: int) -> ClaimSpan: ...
+    def row_order(self, position: int) -> list[int]: ...
+    def positions_of(self, epoch: int, block_id: int, chunk_id: int) -> Sequence[int]: ...
+    def num_samples(self, epoch: int, first: int, stop: int) -> int: ...
+    def chunks(self) -> Iterator[Sequence[int]]: ...
 
 
 def permutation(n: int, *key: object) -> list[int]:
@@ -154,6 +171,29 @@ class ClaimOrder:
             raise IndexError(f"block {block_id} has no chunk {chunk_id}.") from None
         first = epoch * self.positions_per_epoch + starts[number] + claim_starts[place]
         return range(first, first + self._claims_of_chunk(block_id, chunk_id))
+
+    def chunks(self) -> Iterator[range]:
+        """The positions of every chunk, over all epochs, in the order of training."""
+        position = 0
+        while position < self.num_positions:
+            span = self.locate(position)
+            chunk = self.positions_of(span.epoch, span.block_id, span.chunk_id)
+            yield chunk
+            position = chunk.stop
+
+    def claim_sizes(self, epoch: int) -> npt.NDArray[np.int32]:
+        """The rows of each claim of one epoch, in the order of positions."""
+        sizes = np.full(self.positions_per_epoch, self._claim_samples, np.int32)
+        starts, windows = self._epoch(epoch)
+        for number, window in enumerate(windows):
+            for first, (block, chunk) in zip(*self._window(epoch, number, window), strict=True):
+                last = self._claims_of_chunk(block, chunk) - 1
+                rest = self._chunk_stop(block, chunk) - chunk * self._chunk_size - last * self._claim_samples
+                if rest < self._claim_samples:
+                    # The last claim of a chunk, wherever the shuffle put it.
+                    place = self._order_within_chunk(epoch, block, chunk).index(last)
+                    sizes[starts[number] + first + place] = rest
+        return sizes
 
     def num_samples(self, epoch: int, first: int, stop: int) -> int:
         """The samples of the positions ``[first, stop)``, counted within one epoch; cheap however many these are."""

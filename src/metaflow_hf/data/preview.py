@@ -15,7 +15,10 @@ from metaflow_hf.errors import SelectionError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreviewedBatch:
-    """One batch; ``sequences`` are its tokens without padding, ``num_batches`` is how many its rows make."""
+    """One batch; ``sequences`` are its tokens without padding, ``num_batches`` is how many its rows make.
+
+    ``dataset`` is the name of its dataset in a mixture, whose blocks ``block_id`` counts then.
+    """
 
     block_id: int
     start: int
@@ -23,13 +26,15 @@ class PreviewedBatch:
     number: int
     num_batches: int
     sequences: list[list[Piece]]
+    dataset: str = ""
 
     def summary(self) -> str:
         """One line: which rows, and what became of them."""
         tokens = sum(map(len, self.sequences))
         with_loss = sum(piece.has_loss for sequence in self.sequences for piece in sequence)
+        dataset = f"{self.dataset}, " if self.dataset else ""
         return (
-            f"block {self.block_id}, rows {self.start} to {self.stop - 1}: batch {self.number} of {self.num_batches} with "
+            f"{dataset}block {self.block_id}, rows {self.start} to {self.stop - 1}: batch {self.number} of {self.num_batches} with "
             f"{len(self.sequences)} sequence{'s' * (len(self.sequences) != 1)}, {tokens:,} tokens, {with_loss:,} with loss"
         )
 
@@ -44,6 +49,7 @@ class PreviewedBatch:
             "rows": [self.start, self.stop],
             "batch": self.number,
             "num_batches": self.num_batches,
+            **({"dataset": self.dataset} if self.dataset else {}),
             "sequences": [
                 [{"token": piece.token, "text": piece.text, "loss": piece.has_loss} for piece in sequence]
                 for sequence in self.sequences

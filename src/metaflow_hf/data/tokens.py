@@ -77,6 +77,9 @@ class ExampleEncoder:
         self._learn_all = loss_on == "all"
         self._on_bad_row = on_bad_row
         self._template = ChatTemplate(tokenizer, date=template_date)
+        # A tokenizer looks these up anew each time that it is asked.
+        self._begin, self._end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self._spelled_begin, self._spelled_end = tokenizer.bos_token, tokenizer.eos_token
         # How many rows were skipped, by reason, and how many examples lost the thoughts of their turns.
         self.skipped: Counter[str] = Counter()
         self.without_thoughts = 0
@@ -206,20 +209,16 @@ class ExampleEncoder:
 
     def _ended(self, one: Transcript, ids: Sequence[int], labels: Sequence[int]) -> EncodedExample:
         """With one beginning, where the tokenizer has one, and one end."""
-        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        begin, end = self._begin, self._end
         if one.adds_special_tokens:
             # A text that was rendered for this model brings its beginning, or its end, along.
             if (
                 begin is not None
                 and ids[:2] == [begin, begin]
-                and not one.text.startswith(self.tokenizer.bos_token * 2)
+                and not one.text.startswith(self._spelled_begin * 2)
             ):
                 ids, labels = ids[1:], labels[1:]
-            if (
-                end is not None
-                and ids[-2:] == [end, end]
-                and not one.text.endswith(self.tokenizer.eos_token * 2)
-            ):
+            if end is not None and ids[-2:] == [end, end] and not one.text.endswith(self._spelled_end * 2):
                 ids, labels = ids[:-1], labels[:-1]
         if end is None or not ids:
             return EncodedExample(ids, labels, is_ended=bool(ids))

@@ -20,10 +20,22 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainedDataset:
+    """One dataset of a mixture: its name, where it is from, what was trained of it, and its held-out losses."""
+
+    name: str
+    dataset: str
+    share: float
+    tokens: int
+    loss_before: float | None = None
+    loss_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardFacts:
     """What a model card says. Empty values are left out.
 
-    ``base_model`` and ``dataset`` are ids of the hub where they have one (``dataset`` also ``hf://…``); ``rows`` are
+    ``datasets`` are those of a mixture, instead of ``dataset``. ``base_model`` and ``dataset`` are ids of the hub where they have one (``dataset`` also ``hf://…``); ``rows`` are
     label and value of the training; ``hyperparameters`` are nested; ``samples`` are (prompt, text); ``plot`` is the name
     of a picture in the repository.
     """
@@ -33,6 +45,7 @@ class CardFacts:
     base_commit: str = ""
     dataset: str = ""
     dataset_commit: str = ""
+    datasets: Sequence[TrainedDataset] = ()
     rows: Sequence[tuple[str, str]] = ()
     results: Sequence[Result] = ()
     hyperparameters: Mapping[str, Any] | None = None
@@ -48,7 +61,7 @@ def model_card(facts: CardFacts) -> str:
     header = ModelCardData(
         model_name=facts.name,
         base_model=facts.base_model if _REPO.fullmatch(facts.base_model) else None,
-        datasets=[name] if (name := _dataset_id(facts.dataset)) else None,
+        datasets=_dataset_ids(facts) or None,
         library_name="peft" if facts.is_adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["metaflow-hf"],
@@ -70,6 +83,7 @@ def model_card(facts: CardFacts) -> str:
         _origin(facts),
         _usage(facts),
         _results(facts.results),
+        _datasets(facts.datasets),
         f"## Training loss\n\n![Training loss]({facts.plot})\n" if facts.plot else "",
         _rows("Training", [*facts.rows, *_commits(facts)]),
         _samples(facts.samples),
@@ -118,6 +132,34 @@ def _results(results: Sequence[Result]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _datasets(datasets: Sequence[TrainedDataset]) -> str:
+    if not datasets:
+        return ""
+    lines = [
+        "## Datasets",
+        "",
+        "Shares of all samples, tokens with loss, and the loss of held-out text in nats per token.",
+        "",
+        "| dataset | from | share | tokens | loss before | loss after |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {_plain(one.name)} | {_source(one.dataset)} | {100 * one.share:.1f} % | {one.tokens:,} | "
+        f"{_loss(one.loss_before)} | {_loss(one.loss_after)} |"
+        for one in datasets
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _source(dataset: str) -> str:
+    name = _dataset_id(dataset)
+    return _linked(name, "datasets/") if name else _code(dataset)
+
+
+def _loss(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4g}"
+
+
 def _commits(facts: CardFacts) -> list[tuple[str, str]]:
     rows = [("base model's commit", facts.base_commit), ("dataset's commit", facts.dataset_commit)]
     return [row for row in rows if row[1]]
@@ -150,6 +192,12 @@ def _dataset_id(dataset: str) -> str:
     """``owner/name`` of ``hf://owner/name:config@revision``; "" for what is not on the hub."""
     name = dataset.removeprefix("hf://").partition("@")[0].partition(":")[0]
     return name if dataset.startswith("hf://") and _REPO.fullmatch(name) else ""
+
+
+def _dataset_ids(facts: CardFacts) -> list[str]:
+    """The datasets on the hub, each once."""
+    sources = [facts.dataset, *(one.dataset for one in facts.datasets)]
+    return list(dict.fromkeys(name for source in sources if (name := _dataset_id(source))))
 
 
 def _linked(repo_id: str, folder: str) -> str:

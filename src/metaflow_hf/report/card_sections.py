@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from metaflow_hf.events import Event, Notice, Sampled, WorkLost
-from metaflow_hf.report import charts, data_map, series, text, units
+from metaflow_hf.report import charts, data_map, mixture_tables, series, text, units
 from metaflow_hf.report.outcome import Outcome, Plan, load_snippet, sample_pairs
 from metaflow_hf.report.page import Block, Chart, Code, Comparison, Grid, Heading
 from metaflow_hf.report.series import RoundRow
@@ -30,6 +30,18 @@ def evaluation(outcome: Outcome) -> list[Block]:
     return [
         Heading("Held-out text", f"{size} that no worker trained on; lower is better" if size else ""),
         Grid(text.EVALUATION_HEADERS, tuple(rows), numeric=frozenset({1, 2, 3}), strong_rows=strong),
+        *_datasets(outcome),
+    ]
+
+
+def _datasets(outcome: Outcome) -> list[Block]:
+    """What was trained of each dataset of a mixture, and the losses of its held-out rows."""
+    rows = mixture_tables.result_rows(outcome)
+    if not rows:
+        return []
+    return [
+        Heading("Datasets", "what was trained of each, and the loss of its held-out rows in nats per token"),
+        Grid(mixture_tables.RESULT_HEADERS, tuple(rows), numeric=frozenset(range(1, 6))),
     ]
 
 
@@ -185,7 +197,10 @@ def machine(events: Sequence[Event], labels: dict[str, str]) -> list[Block]:
 
 def plan(plan: Plan) -> list[Block]:
     rows = tuple((label, value) for label, value in text.plan_rows(plan) if value)
-    return [Heading("Plan", "as estimated before the first step"), Grid(("", ""), rows)]
+    blocks: list[Block] = [Heading("Plan", "as estimated before the first step"), Grid(("", ""), rows)]
+    if datasets := mixture_tables.plan_rows(plan):
+        blocks.append(Grid(mixture_tables.PLAN_HEADERS, tuple(datasets), numeric=frozenset({1, 2, 3})))
+    return blocks
 
 
 def messages(events: Sequence[Event]) -> list[Block]:

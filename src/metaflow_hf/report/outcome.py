@@ -23,7 +23,8 @@ class Plan:
     reason) neither, ``heldout_samples`` are those that are measured; ``format`` and ``columns`` (role -> column) say how they are read,
     ``labelled_fraction`` which share of their tokens carries loss, ``batch_sequences`` how many sequences a step takes on
     average. ``is_exact`` says that these were counted, not estimated. ``example`` is one rendered sequence in runs of
-    text with and without loss. ``datasets`` are the parts of a mixture. 0, None and "" mean: not known, and
+    text with and without loss. ``datasets`` are those of a mixture: name, dataset, rows and tokens that a run trains,
+    and the share of all rows. 0, None and "" mean: not known, and
     the line is left out.
     """
 
@@ -85,12 +86,29 @@ class TaskResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetResult:
+    """One dataset of a mixture: ``rows`` and ``tokens`` (with loss) that were trained, and the ``share`` of all rows.
+
+    Losses are those of its held-out rows in nats per token, before and after training, over ``measured_tokens``;
+    ``None`` where no row of it was measured.
+    """
+
+    name: str
+    rows: int
+    share: float
+    tokens: int
+    loss_before: float | None = None
+    loss_after: float | None = None
+    measured_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a run achieved.
 
     ``before`` and ``after`` are the same held-out text measured on the untrained and the trained model,
     ``unigram`` the same text under a unigram model of the training tokens, ``xz_bits_per_byte`` what ``xz -9``
-    needs for it. ``worst`` are the held-out rows that the trained model predicts worst, worst first, ``tasks`` what lm-evaluation-harness says. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
+    needs for it. ``datasets`` are those of a mixture. ``worst`` are the held-out rows that the trained model predicts worst, worst first, ``tasks`` what lm-evaluation-harness says. ``samples`` are named ``before`` and ``after`` and pair up by prompt. ``model`` is the model's
     reference (a plain dict), ``seconds`` the wall clock of the training, ``card`` the card's path or address,
     ``run_pathspec`` (``TrainFlow/17``) and ``artifact`` where the reference can be found again.
     """
@@ -101,6 +119,7 @@ class Outcome:
     unigram: Evaluated | None = None
     xz_bits_per_byte: float | None = None
     samples: tuple[Sampled, ...] = ()
+    datasets: tuple[DatasetResult, ...] = ()
     worst: tuple[WorstRow, ...] = ()
     tasks: tuple[TaskResult, ...] = ()
     model: Mapping[str, Any] | None = None

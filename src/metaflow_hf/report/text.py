@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 from metaflow_hf.events import Evaluated
-from metaflow_hf.report import units
+from metaflow_hf.report import mixture_tables, units
 from metaflow_hf.report.outcome import Outcome, Plan, load_snippet, sample_pairs
 
 _WIDTH = 100
@@ -39,7 +39,9 @@ def plan_text(plan: Plan) -> str:
     """The plan as a block of aligned lines; what is not known is left out."""
     lines = _aligned([(label, value) for label, value in plan_rows(plan) if value])
     notes = [textwrap.fill(f"note: {plain(note)}", _WIDTH, subsequent_indent="      ") for note in plan.notes]
-    return "\n".join(["Plan", *indented([*lines, *notes, *_example(plan)])])
+    datasets = mixture_tables.plan_rows(plan)
+    mixture = columns([mixture_tables.PLAN_HEADERS, *datasets]) if datasets else []
+    return "\n".join(["Plan", *indented([*lines, *mixture, *notes, *_example(plan)])])
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -153,6 +155,7 @@ def summary_text(outcome: Outcome) -> str:
     sections = [
         ("Result", _result(outcome)),
         ("Held-out text", evaluation_lines(outcome)),
+        ("Datasets", _datasets(outcome)),
         ("Tasks", columns([TASK_HEADERS, *task_rows(outcome)]) if outcome.tasks else []),
         ("Samples", _samples_lines(outcome)),
         ("Model", _model(outcome)),
@@ -232,6 +235,12 @@ def evaluation_lines(outcome: Outcome) -> list[str]:
     size = heldout_size(outcome)
     table = columns([EVALUATION_HEADERS, *rows])
     return [*table, f"measured on {size} that no worker trained on"] if size else table
+
+
+def _datasets(outcome: Outcome) -> list[str]:
+    """What was trained of each dataset of a mixture, and the losses of its held-out rows."""
+    rows = mixture_tables.result_rows(outcome)
+    return columns([mixture_tables.RESULT_HEADERS, *rows]) if rows else []
 
 
 def _samples_lines(outcome: Outcome) -> list[str]:

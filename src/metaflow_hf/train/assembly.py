@@ -8,7 +8,7 @@ from pathlib import Path
 from metaflow_hf.config import RoundsConfig
 from metaflow_hf.data.manager import BlockManager
 from metaflow_hf.data.manifest import BlockManifest
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.order import Order
 from metaflow_hf.data.tracker import ChunkTracker
 from metaflow_hf.events import OnEvent, ignore
 from metaflow_hf.store.objects import new_nonce
@@ -31,7 +31,7 @@ def assemble_worker(
     plan: Plan,
     lineage: Lineage,
     blocks: BlockManager | BlockManifest,
-    order: ClaimOrder,
+    order: Order,
     trainer: Trainer,
     heartbeat: Heartbeat,
     scratch: Path,

@@ -3,16 +3,16 @@
 import math
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data import BlockManager
 from metaflow_hf.data.formats import Example
 from metaflow_hf.data.formats.examples import show
+from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
 from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.events import ClaimDone, Evaluated, Event, Sampled, StepDone
 from metaflow_hf.report import UnigramModel, xz_bits_per_byte
@@ -20,15 +20,12 @@ from metaflow_hf.report.outcome import Outcome, Plan, TaskResult, WorstRow
 from metaflow_hf.train.encoding import example_encoder, row_format, training_tokenizer
 from metaflow_hf.train.evaluation import Evaluation, Passage, passages
 from metaflow_hf.train.harness import run_harness
-from metaflow_hf.train.heldout import (
-    HeldOutRow,
-    example_of,
-    held_out,
-    measured_rows,
-    training_samples,
-)
+from metaflow_hf.train.heldout import held_out, measured_rows, training_samples
 from metaflow_hf.train.measuring import evaluated, measure
+from metaflow_hf.train.mixture_plan import dataset_results
+from metaflow_hf.train.mixtures import describe_parts
 from metaflow_hf.train.models import load_model
+from metaflow_hf.train.sides import HeldOutRow, example_of
 
 UNIGRAM_ROWS: Final = 20_000
 WORST_ROWS: Final = 5
@@ -39,8 +36,8 @@ def compare(
     base_dir: Path,
     model_dir: Path,
     *,
-    training: BlockManager,
-    heldout: BlockManager | None,
+    training: ReadableBlocks,
+    heldout: ReadableBlocks | None,
     config: TrainConfig,
     plan: Plan,
     model: Mapping[str, Any],
@@ -90,6 +87,7 @@ def compare(
             TaskResult(task=task, metric=metric, before=tasks["before"][task, metric], after=after)
             for (task, metric), after in tasks.get("after", {}).items()
         ),
+        datasets=dataset_results(plan, model["metadata"], measured, found["before"], found["after"]),
         model=dict(model),
         tokens=int(model["metadata"]["tokens"]),
         seconds=_seconds(events),
@@ -118,19 +116,18 @@ def _excerpt(example: Example) -> str:
 
 
 def _unigram(
-    training: BlockManager,
-    heldout: BlockManager | None,
+    training: ReadableBlocks,
+    heldout: ReadableBlocks | None,
     read: Sequence[Passage],
     encoder: ExampleEncoder,
     config: TrainConfig,
     measured: Evaluated,
 ) -> Evaluated:
     """The held-out tokens, each by its frequency in (at most ``UNIGRAM_ROWS`` rows of) the text that was trained."""
-    rows: list[dict[str, Any]] = []
-    for block_id, samples in enumerate(
-        training_samples([block.sample_count for block in training.manifest.blocks], config)
-    ):
-        rows += training.read_rows(block_id, 0, min(samples, UNIGRAM_ROWS - len(rows)))
+    sizes = training_samples([block.sample_count for block in training.manifest.blocks], config)
+    rows = _first_rows(training, enumerate(sizes), UNIGRAM_ROWS)
+    if isinstance(training, MixedBlocks):
+        rows = _first_rows_of_each(training, sizes, config)
     sides = held_out(training, heldout, config)
     values = [
         value
@@ -150,6 +147,32 @@ def _unigram(
         tokens=measured.tokens,
         bytes=measured.bytes,
     )
+
+
+def _first_rows(
+    blocks: ReadableBlocks, sizes: Iterable[tuple[int, int]], wanted: int
+) -> list[dict[str, Any]]:
+    """The first ``wanted`` rows of blocks given as (block id, rows)."""
+    rows: list[dict[str, Any]] = []
+    for block_id, size in sizes:
+        rows += blocks.read_rows(block_id, 0, min(size, wanted - len(rows)))
+    return rows
+
+
+def _first_rows_of_each(
+    blocks: MixedBlocks, sizes: Sequence[int], config: TrainConfig
+) -> list[dict[str, Any]]:
+    """Rows of each dataset of a mixture, in proportion to what is trained."""
+    described = describe_parts(blocks, config)
+    total = sum(one["rows"] for one in described)
+    rows = []
+    for number, one in enumerate(described):
+        ids = blocks.blocks_of(number)
+        found = _first_rows(blocks, ((i, sizes[i]) for i in ids), UNIGRAM_ROWS * one["rows"] // total)
+        # A dataset that is trained several times counts as often.
+        times = one["rows"] * min(UNIGRAM_ROWS / total, 1.0) / len(found) if found else 0
+        rows += found * max(round(times), 1)
+    return rows
 
 
 def _seconds(events: Sequence[Event]) -> float:

@@ -1,13 +1,14 @@
 """The tokenizer of a training, and what turns the rows of a dataset into the tokens that it trains."""
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.chat import ChatTemplate, read_chat_template
 from metaflow_hf.data.formats import DetectedFormat
-from metaflow_hf.data.manager import BlockManager
+from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
 from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.train.models import load_tokenizer
 from metaflow_hf.train.records import Spec
@@ -51,7 +52,7 @@ def with_template_date(config: TrainConfig, model_dir: Path, spec: Spec | None) 
     return config.replace(data={"template_date": date}) if date else config
 
 
-def row_format(blocks: BlockManager, config: TrainConfig) -> DetectedFormat:
+def row_format(blocks: ReadableBlocks, config: TrainConfig) -> DetectedFormat:
     """The format of a dataset's rows: what the configuration says, else what the dataset was built with."""
     data = config.data
     return blocks.format_as(format=data.format, columns=data.columns, text_column=data.text_column)
@@ -71,11 +72,26 @@ def template_date(config: TrainConfig) -> dt.date | None:
     return None if date is None else dt.date.fromisoformat(date)
 
 
-def rows_of_step(blocks: BlockManager, encoder: ExampleEncoder, config: TrainConfig) -> int:
-    """About how many rows fill an optimizer step, judged by some from the beginning of each of the first blocks."""
+def rows_of_step(blocks: ReadableBlocks, encoder: ExampleEncoder, config: TrainConfig) -> int:
+    """About how many rows fill an optimizer step, judged by some from the beginning of each of the first blocks.
+
+    Of a mixture the dataset with the shortest rows decides: a claim holds rows of one dataset.
+    """
+    if isinstance(blocks, MixedBlocks):
+        return max(
+            _rows_of_step(blocks, blocks.blocks_of(part), encoder, config)
+            for part in range(len(blocks.parts))
+        )
+    return _rows_of_step(blocks, range(blocks.manifest.total_blocks), encoder, config)
+
+
+def _rows_of_step(
+    blocks: ReadableBlocks, block_ids: Sequence[int], encoder: ExampleEncoder, config: TrainConfig
+) -> int:
     data = config.data
     sequences = data.batch_size * config.optimizer.gradient_accumulation_steps
-    blocks_read = [block for block in blocks.manifest.blocks if block.sample_count][:SAMPLED_BLOCKS]
+    found = (blocks.manifest.blocks[block_id] for block_id in block_ids)
+    blocks_read = [block for block in found if block.sample_count][:SAMPLED_BLOCKS]
     rows = [
         row
         for block in blocks_read

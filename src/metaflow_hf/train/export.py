@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from metaflow_hf.config import TrainConfig
+from metaflow_hf.data.mixed_order import MixedOrder
+from metaflow_hf.data.order import Order
 from metaflow_hf.errors import ConfigError, NotFound, TrainingIncomplete
 from metaflow_hf.references import ModelRef
 from metaflow_hf.store.models import save_directory
@@ -16,6 +18,7 @@ from metaflow_hf.train.adapters import merge_adapters, save_adapters
 from metaflow_hf.train.encoding import trained_end_tokens, training_tokenizer
 from metaflow_hf.train.files import PayloadFiles
 from metaflow_hf.train.lineage import ClosedRound, Lineage
+from metaflow_hf.train.mixtures import trained_datasets
 from metaflow_hf.train.models import (
     cast,
     export_dtype,
@@ -55,6 +58,7 @@ def export_lineage(
     base_model: Mapping[str, Any] | None = None,
     metadata: Mapping[str, Any] | None = None,
     pathspec: str = "",
+    order: Order | None = None,
 ) -> ModelRef:
     """Saves the final model of a lineage with its tokenizer, once: later calls return the same reference, for as long
     as the model is stored; a deleted one is exported again while the lineage's weights are there.
@@ -65,7 +69,8 @@ def export_lineage(
     training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
     (``rounds.ema_half_life``), not both at once. Either is to be asked for first, because a collection may free its weights once the last is
     exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
-    ``model_dir``. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
+    ``model_dir``, ``order`` that of the lineage: with it the metadata tell what was trained of each dataset of a
+    mixture. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
     ``NotFound`` when model and weights are both gone.
     """
     if best and ema:
@@ -105,6 +110,7 @@ def export_lineage(
                 label=label if kind == "last" else f"{label}-{kind}",
                 metadata={
                     **_facts(lineage, closed),
+                    **_datasets(lineage, closed, order),
                     **({} if ema else _measured(lineage, closed)),
                     **_adapter_facts(config, base_model or {}),
                     **(metadata or {}),
@@ -259,6 +265,11 @@ def _facts(lineage: Lineage, newest: ClosedRound) -> dict[str, Any]:
         "positions_done": len(manifest.settled - skipped),
         "positions_skipped": len(skipped),
     }
+
+
+def _datasets(lineage: Lineage, closed: ClosedRound, order: Order | None) -> dict[str, Any]:
+    """What was trained of each dataset of a mixture."""
+    return {"datasets": trained_datasets(lineage, closed, order)} if isinstance(order, MixedOrder) else {}
 
 
 def _measured(lineage: Lineage, closed: ClosedRound) -> dict[str, Any]:

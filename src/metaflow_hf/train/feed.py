@@ -8,11 +8,12 @@ from typing import Any, Protocol
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch, EncodedExample, LeftOut, make_batches
 from metaflow_hf.data.ledger import Claim
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.mixture import name_block
+from metaflow_hf.data.order import Order
 from metaflow_hf.data.prefetch import Prefetcher
 from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import UnsupportedModelError
-from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut, example_of
+from metaflow_hf.train.sides import NOTHING_HELD_OUT, HeldOut, example_of
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -44,7 +45,7 @@ class Feed:
     def __init__(
         self,
         rows: RowReader,
-        order: ClaimOrder,
+        order: Order,
         encoder: ExampleEncoder,
         config: TrainConfig,
         *,
@@ -105,7 +106,9 @@ class Feed:
         numbers = [n for n in self._order.row_order(claim.position) if not self._is_held_out(rows[n])]
         documents = self._encoder.encode(
             [rows[number] for number in numbers],
-            name_row=lambda index: f"block {claim.block_id}, row {claim.start + numbers[index]}",
+            name_row=lambda index: (
+                f"{name_block(self._rows, claim.block_id)}, row {claim.start + numbers[index]}"
+            ),
         )
         check_tokens(documents, self._tokenizer, self._max_tokens)
         prepared = Prepared([], held_out=len(rows) - len(numbers), documents=len(documents))
@@ -163,7 +166,7 @@ class Feed:
                 f"position {claim.position}: data.long_documents: {self._config.data.long_documents} left out "
                 f"{found.tokens:,} tokens of {found.documents:,} documents ({total.tokens:,} of {total.documents:,} so far)"
             )
-        if prepared.held_out and self._held_out.keys:
+        if prepared.held_out and self._config.data.evaluation_dataset is not None:
             logger.info(
                 f"position {claim.position}: {prepared.held_out:,} rows are in data.evaluation_dataset too: held out, "
                 "not trained"

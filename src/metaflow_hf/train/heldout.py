@@ -4,21 +4,31 @@ A row is held out by the hash of what it says: wherever it lies, however the dat
 copies are on the same side. So are the copies, in the dataset, of what is measured of an evaluation dataset.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Any, Final, Self
+from typing import Final
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data.formats import DetectedFormat, Example, RowProblem
-from metaflow_hf.data.formats.examples import contents
-from metaflow_hf.data.manager import BlockManager
+from metaflow_hf.data.formats import Example
+from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.train.encoding import row_format
+from metaflow_hf.train.mixtures import describe_parts, measured_samples
+from metaflow_hf.train.sides import (
+    HASHES,
+    NOTHING_HELD_OUT,
+    HeldOut,
+    HeldOutRow,
+    Texts,
+    example_of,
+    hold_out_of_each,
+    key_of,
+    number_of,
+)
 
 # Of a very large dataset more rows are held out than are measured, so that few have to be read to find them.
 LEAST_FRACTION: Final = 0.001
@@ -34,57 +44,6 @@ _ROWS_AT_ONCE: Final = 1_000
 COUNTED_BYTES: Final = 256 * 2**20
 # Texts that begin otherwise need not be compared.
 _BEGINNING: Final = 32
-
-
-def example_of(row: Mapping[str, Any], form: DetectedFormat) -> Example | None:
-    """What a row says, as it is before any tokenizer; ``None`` for a row without content, or one that is unusable.
-
-    An unusable row is refused, or skipped, where rows are encoded.
-    """
-    try:
-        return form.example(row)
-    except RowProblem:
-        return None
-
-
-def key_of(example: Example) -> bytes:
-    """Equal for equal contents."""
-    return hashlib.sha256(json.dumps(contents(example), sort_keys=True).encode()).digest()
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """The side of each row: held out are those whose hash is below ``limit`` (of 2**64), or one of ``keys``."""
-
-    limit: int = 0
-    keys: frozenset[bytes] = frozenset()
-
-    @classmethod
-    def copies_of(cls, rows: Sequence["HeldOutRow"]) -> Self:
-        """What holds out the rows that say the same as one of ``rows``."""
-        return cls(keys=frozenset(key_of(row.value) for row in rows))
-
-    @property
-    def holds_any(self) -> bool:
-        """Whether any row may be held out."""
-        return self.limit > 0 or bool(self.keys)
-
-    @property
-    def digest(self) -> str | None:
-        """How many ``keys`` there are, and which, for people to compare; ``None`` without."""
-        if not self.keys:
-            return None
-        return f"{len(self.keys):,} texts, {hashlib.sha256(b''.join(sorted(self.keys))).hexdigest()[:12]}"
-
-    def holds(self, example: Example) -> bool:
-        """Whether an example is held out."""
-        if not self.holds_any:
-            return False
-        key = key_of(example)
-        return key in self.keys or _number(key) < self.limit
-
-
-NOTHING_HELD_OUT: Final = HeldOut()
 
 
 def heldout_target(num_samples: int, config: TrainConfig) -> int:
@@ -123,7 +82,7 @@ def training_samples(block_samples: Sequence[int], config: TrainConfig) -> list[
 
 
 def held_out(
-    blocks: BlockManager, heldout: BlockManager | None, config: TrainConfig, *, samples: int | None = None
+    blocks: ReadableBlocks, heldout: ReadableBlocks | None, config: TrainConfig, *, samples: int | None = None
 ) -> HeldOut:
     """The side of the rows of a complete dataset; ``heldout`` is the evaluation dataset, if there is one.
 
@@ -137,17 +96,39 @@ def held_out(
         return NOTHING_HELD_OUT
     sizes = training_samples([block.sample_count for block in blocks.wait_complete().blocks], config)
     total = sum(sizes) if samples is None else samples
+    if isinstance(blocks, MixedBlocks):
+        return _held_out_of_mixture(blocks, config)
     target = heldout_target(total, config)
     if total <= SETTLED_ROWS:
-        return _lowest(_keys(blocks, sizes, config), target, config)
-    limit = int(target / total * 2**64)
-    lowest, is_trained = 2**64, False
-    for key in _keys(blocks, sizes, config):
+        return _lowest(_numbers(blocks, sizes, config), target, config)
+    limit = int(target / total * HASHES)
+    lowest, is_trained = HASHES, False
+    for key in _numbers(blocks, sizes, config):
         lowest, is_trained = min(lowest, key), is_trained or key >= limit
         if lowest < limit and is_trained:
             return HeldOut(limit)
     # Many copies of few texts.
-    return _lowest(_keys(blocks, sizes, config), 1, config)
+    return _lowest(_numbers(blocks, sizes, config), 1, config)
+
+
+def _held_out_of_mixture(blocks: MixedBlocks, config: TrainConfig) -> HeldOut:
+    entries = blocks.manifest.blocks
+    datasets = [
+        Texts(
+            part.name,
+            part.samples,
+            partial(
+                _keys,
+                blocks,
+                [(block_id, entries[block_id].sample_count) for block_id in blocks.blocks_of(number)],
+                config,
+            ),
+        )
+        for number, part in enumerate(blocks.parts)
+    ]
+    # A weight may use few rows of a large dataset: what is held out is a part of the rows that are used.
+    used = sum(min(one["rows"], one["samples"]) for one in describe_parts(blocks, config))
+    return hold_out_of_each(datasets, heldout_target(used, config) / used, settled_rows=SETTLED_ROWS)
 
 
 def _lowest(keys: Iterable[int], wanted: int, config: TrainConfig) -> HeldOut:
@@ -156,7 +137,7 @@ def _lowest(keys: Iterable[int], wanted: int, config: TrainConfig) -> HeldOut:
     different = sorted(rows)
     if len(different) < 2:
         raise ConfigError(
-            f"the rows of {config.data.dataset} hold {len(different)} different text{'s' * (len(different) != 1)}, so none "
+            f"the rows of {config.data.title} hold {len(different)} different text{'s' * (len(different) != 1)}, so none "
             "can be held out: name a data.evaluation_dataset."
         )
     held = accumulate(rows[key] for key in different[:-1])
@@ -164,32 +145,21 @@ def _lowest(keys: Iterable[int], wanted: int, config: TrainConfig) -> HeldOut:
     return HeldOut(different[last] + 1)
 
 
-def _keys(blocks: BlockManager, sizes: Sequence[int], config: TrainConfig) -> Iterator[int]:
+def _numbers(blocks: ReadableBlocks, sizes: Sequence[int], config: TrainConfig) -> Iterator[int]:
+    return map(number_of, _keys(blocks, list(enumerate(sizes)), config))
+
+
+def _keys(blocks: ReadableBlocks, sizes: Sequence[tuple[int, int]], config: TrainConfig) -> Iterator[bytes]:
+    """The keys of the texts of the first rows of blocks; ``sizes`` are (block id, rows)."""
     form = row_format(blocks, config)
-    for block_id, size in enumerate(sizes):
+    for block_id, size in sizes:
         for start in range(0, size, _ROWS_AT_ONCE):
             for row in blocks.read_rows(block_id, start, min(start + _ROWS_AT_ONCE, size)):
                 if (example := example_of(row, form)) is not None:
-                    yield _number(key_of(example))
+                    yield key_of(example)
 
 
-def _number(key: bytes) -> int:
-    return int.from_bytes(key[:8])
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOutRow:
-    """A held-out example, and where it is stored."""
-
-    value: Example
-    block_id: int
-    row: int
-
-    def __str__(self) -> str:
-        return f"block {self.block_id}, row {self.row}"
-
-
-def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
+def heldout_rows(blocks: ReadableBlocks, config: TrainConfig) -> list[HeldOutRow]:
     """Rows of the dataset that no worker trains, without copies, at most ``evaluation.max_samples``.
 
     They come from blocks spread over the whole dataset, as many from each; where those few blocks hold none, from the
@@ -199,16 +169,37 @@ def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
     if config.data.evaluation_dataset is not None:
         raise ConfigError("data.evaluation_dataset is configured: its texts are the held-out ones.")
     sides, wanted = held_out(blocks, None, config), config.evaluation.max_samples
-    sizes = _sizes(blocks, config)
+    sizes = training_samples([block.sample_count for block in blocks.wait_complete().blocks], config)
+    if not isinstance(blocks, MixedBlocks):
+        return _spread_rows(
+            blocks, config, [(i, size) for i, size in enumerate(sizes) if size], sides, wanted
+        )
+    rows = []
+    for number, share in enumerate(measured_samples(blocks, config)):
+        ids = blocks.blocks_of(number)
+        found = _spread_rows(blocks, config, [(i, sizes[i]) for i in ids if sizes[i]], sides, share)
+        name = blocks.parts[number].name
+        rows += [HeldOutRow(row.value, row.block_id - ids.start, row.row, name) for row in found]
+    return rows
+
+
+def _spread_rows(
+    blocks: ReadableBlocks,
+    config: TrainConfig,
+    sizes: Sequence[tuple[int, int]],
+    sides: HeldOut,
+    wanted: int,
+) -> list[HeldOutRow]:
+    """At most ``wanted`` held-out rows, without copies, of blocks given as (block id, rows)."""
     chosen = _spread(len(sizes), min(_BLOCKS_READ, wanted))
     found: dict[bytes, HeldOutRow] = {}
     # Blocks of few, long rows: the chosen ones may hold none of the held-out rows.
-    others = [block_id for block_id in range(len(sizes)) if block_id not in set(chosen)]
-    for number, block_id in enumerate([*chosen, *others]):
+    others = [number for number in range(len(sizes)) if number not in set(chosen)]
+    for number, place in enumerate([*chosen, *others]):
         if found and number >= len(chosen):
             break
         share = math.ceil((wanted - len(found)) / max(len(chosen) - number, 1))
-        for row in _of_block(blocks, config, block_id, sizes[block_id], sides):
+        for row in _of_block(blocks, config, *sizes[place], sides):
             if share == 0:
                 break
             key = key_of(row.value)
@@ -217,7 +208,7 @@ def heldout_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
     return list(found.values())
 
 
-def evaluation_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRow]:
+def evaluation_rows(blocks: ReadableBlocks, config: TrainConfig) -> list[HeldOutRow]:
     """The first ``evaluation.max_samples`` rows of an evaluation dataset, without those that have no content."""
     found: list[HeldOutRow] = []
     wanted, form = config.evaluation.max_samples, row_format(blocks, config)
@@ -233,7 +224,7 @@ def evaluation_rows(blocks: BlockManager, config: TrainConfig) -> list[HeldOutRo
 
 
 def measured_rows(
-    training: BlockManager, heldout: BlockManager | None, config: TrainConfig
+    training: ReadableBlocks, heldout: ReadableBlocks | None, config: TrainConfig
 ) -> list[HeldOutRow]:
     """What a run measures: the rows of its evaluation dataset, or those of the dataset that it holds out."""
     if heldout is not None:
@@ -243,18 +234,22 @@ def measured_rows(
 
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """How many of the first ``looked_at`` of ``samples`` rows of a dataset are in its evaluation dataset too."""
+    """How many of the first ``looked_at`` of ``samples`` rows of a dataset are in its evaluation dataset too.
+
+    ``setting`` names what is trained.
+    """
 
     found: int = 0
     looked_at: int = 0
     samples: int = 0
+    setting: str = "data.dataset"
 
     def notes(self) -> list[str]:
         """What a plan says about it."""
         if not self.found:
             return []
         part = "" if self.looked_at == self.samples else f"the first {self.looked_at:,} of "
-        are = "row of data.dataset is" if self.found == 1 else "rows of data.dataset are"
+        are = f"row of {self.setting} is" if self.found == 1 else f"rows of {self.setting} are"
         return [
             f"{self.found:,} {are} in data.evaluation_dataset too (of {part}{self.samples:,}): held out, not trained."
         ]
@@ -264,7 +259,7 @@ NO_COPIES: Final = Copies()
 
 
 def count_copies(
-    blocks: BlockManager, heldout: BlockManager | None, config: TrainConfig, *, samples: int | None = None
+    blocks: ReadableBlocks, heldout: ReadableBlocks | None, config: TrainConfig, *, samples: int | None = None
 ) -> Copies:
     """How many rows of the dataset are held out because they say the same as what is measured of the evaluation
     dataset; counted in the first 256 MiB or so. ``samples`` are those of the dataset where ``blocks`` hold only its
@@ -279,11 +274,12 @@ def count_copies(
     beginnings = {_beginning(row.value) for row in measured}
     sizes = training_samples([block.sample_count for block in blocks.manifest.blocks], config)
     samples = sum(sizes) if samples is None else samples
+    setting = "data.datasets" if config.data.datasets else "data.dataset"
     found, looked_at, left = 0, 0, float(COUNTED_BYTES)
     for block, size in zip(blocks.manifest.blocks, sizes, strict=True):
         for start in range(0, size, _ROWS_AT_ONCE):
             if left <= 0:
-                return Copies(found, looked_at, samples)
+                return Copies(found, looked_at, samples, setting)
             rows = blocks.read_rows(block.block_id, start, min(start + _ROWS_AT_ONCE, size))
             values = [value for row in rows if (value := example_of(row, form)) is not None]
             found += sum(_beginning(value) in beginnings and sides.holds(value) for value in values)
@@ -292,20 +288,15 @@ def count_copies(
     if found and found == samples:
         raise ConfigError(
             f"data.evaluation_dataset: {config.data.evaluation_dataset} holds all {found:,} rows of "
-            f"{config.data.dataset}, and what is measured is not trained: nothing is left to train on. Name another "
+            f"{config.data.title}, and what is measured is not trained: nothing is left to train on. Name another "
             "evaluation dataset, or leave it out: then about data.heldout_samples = "
             f"{config.data.heldout_samples} rows are held out."
         )
-    return Copies(found, looked_at, samples)
+    return Copies(found, looked_at, samples, setting)
 
 
 def _beginning(example: Example) -> str:
     return example[:_BEGINNING] if isinstance(example, str) else ""
-
-
-def _sizes(blocks: BlockManager, config: TrainConfig) -> list[int]:
-    sizes = training_samples([block.sample_count for block in blocks.wait_complete().blocks], config)
-    return [size for size in sizes if size]
 
 
 def _spread(available: int, wanted: int) -> list[int]:
@@ -315,7 +306,7 @@ def _spread(available: int, wanted: int) -> list[int]:
 
 
 def _of_block(
-    blocks: BlockManager, config: TrainConfig, block_id: int, size: int, sides: HeldOut
+    blocks: ReadableBlocks, config: TrainConfig, block_id: int, size: int, sides: HeldOut
 ) -> Iterator[HeldOutRow]:
     form = row_format(blocks, config)
     for start in range(0, size, _ROWS_AT_ONCE):

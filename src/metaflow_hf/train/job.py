@@ -22,6 +22,8 @@ from metaflow_hf.store import ObjectStore, configured_store, quote_part
 
 if TYPE_CHECKING:
     from metaflow_hf.data import BlockManager
+    from metaflow_hf.data.mixture import ReadableBlocks
+    from metaflow_hf.data.order import Order
     from metaflow_hf.report.page import Page
     from metaflow_hf.train.publishing import Publication
 
@@ -33,7 +35,8 @@ class TrainingJob:
     """What is trained, on what, under which name; ``to_json`` and ``from_json`` carry it from task to task.
 
     ``lineage`` names the training in the datastore, ``training`` and ``heldout`` the datasets of blocks there
-    (empty until they are built; ``heldout`` stays empty when rows of the training dataset are held out).
+    (empty until they are built; ``heldout`` stays empty when rows of the training dataset are held out). ``parts`` are
+    the datasets of a mixture; then ``training`` stays empty.
     ``model_hub`` and ``data_hub`` are the hubs that they come from: ``embedded``, a URL, or ``None`` for the
     environment's.
     """
@@ -42,6 +45,7 @@ class TrainingJob:
     lineage: str
     training: str = ""
     heldout: str = ""
+    parts: tuple[str, ...] = ()
     model_hub: str | None = None
     data_hub: str | None = None
 
@@ -85,7 +89,8 @@ class TrainingJob:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """The job that ``to_json`` wrote."""
-        return cls(**{**value, "config": TrainConfig.parse(value["config"])})
+        parts = tuple(value.get("parts", ()))
+        return cls(**{**value, "config": TrainConfig.parse(value["config"]), "parts": parts})
 
     def pinned(self) -> Self:
         """The job with the commits of the lineage of this name, if it was started, in place of branches and tags."""
@@ -111,14 +116,14 @@ class TrainingJob:
         check_sources(self.config.data)
         return self
 
-    def first_rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Some rows from the beginning of the dataset, by its location. Raises the errors of the source."""
+    def first_rows(self) -> list[Sequence[Mapping[str, Any]]]:
+        """Some rows from the beginning of each dataset. Raises the errors of the source."""
         from metaflow_hf.train.first_rows import read_first_rows
 
         return read_first_rows(self.config.data)
 
     def check_model(
-        self, base_model: Mapping[str, Any], rows: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+        self, base_model: Mapping[str, Any], rows: Sequence[Sequence[Mapping[str, Any]]] | None = None
     ) -> None:
         """Looks at what the model of a reference says about itself, and at the names and shapes of its weights: can it be
         trained like that? With ``rows`` (``first_rows``) its tokenizer encodes them.
@@ -140,8 +145,8 @@ class TrainingJob:
             from metaflow_hf.train.weight_files import StoredFiles
 
             check_model(directory, self.config, StoredFiles(store, find_manifest(store, base_model)[1]))
-            for location, some in (rows or {}).items():
-                check_rows(directory, self.config, location, some)
+            if rows is not None:
+                check_rows(directory, self.config, rows)
 
     def save_directory(self, pathspec: str) -> tuple[Self, dict[str, Any]]:
         """Stores the local directory that ``model.repo_id`` names, as a model of the task ``pathspec``.
@@ -165,13 +170,14 @@ class TrainingJob:
 
     def build(self) -> Self:
         """Streams the datasets into blocks in the datastore, what is missing of them, and settles ``auto`` sizes."""
-        from metaflow_hf.train.blocks import build_source
+        from metaflow_hf.train.blocks import build_parts, build_source
 
         data, wanted = self.config.data, self.config.evaluation.max_samples
         return replace(
             self,
             config=self.config.replace(data={"dataset_chunk_size": self._chunk_size()}),
-            training=build_source(str(data.dataset), data),
+            training="" if data.datasets else build_source(str(data.dataset), data),
+            parts=build_parts(data),
             heldout=build_source(data.evaluation_dataset, data, num_samples=wanted)
             if data.evaluation_dataset
             else "",
@@ -191,7 +197,7 @@ class TrainingJob:
         _without_progress_bars()
         check_length(Path(model_dir), self.config)
         with ExitStack() as stack:
-            training = stack.enter_context(self._open(self.training))
+            training = stack.enter_context(self._open_training())
             heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
             copies = count_copies(training, heldout, self.config)
             spec = start_lineage(
@@ -258,7 +264,7 @@ class TrainingJob:
                 on_event = stack.enter_context(listeners.open(path))
                 train_worker(
                     store=store,
-                    blocks=stack.enter_context(self._open(self.training)),
+                    blocks=stack.enter_context(self._open_training()),
                     heldout=stack.enter_context(self._open(self.heldout)) if self.heldout else None,
                     model_dir=Path(model_dir),
                     config=self.config,
@@ -312,7 +318,8 @@ class TrainingJob:
             best=kind == "best",
             ema=kind == "ema",
             base_model=base_model or {},
-            metadata={"base_model": self.config.model.name, "dataset": self.config.data.dataset},
+            metadata={"base_model": self.config.model.name, "dataset": self.config.data.title},
+            order=self._mixed_order(),
         )
         return reference.to_json()
 
@@ -345,7 +352,7 @@ class TrainingJob:
         _without_progress_bars()
         events = merged_events(metrics)
         with ExitStack() as stack:
-            training = stack.enter_context(self._open(self.training))
+            training = stack.enter_context(self._open_training())
             heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
             outcome = compare(
                 Path(base_dir),
@@ -373,7 +380,7 @@ class TrainingJob:
         from metaflow_hf.train.heldout import measured_rows
 
         with ExitStack() as stack:
-            training = stack.enter_context(self._open(self.training))
+            training = stack.enter_context(self._open_training())
             heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
             return [row.value for row in measured_rows(training, heldout, self.config)]
 
@@ -404,6 +411,24 @@ class TrainingJob:
 
     def _lineage_store(self) -> ObjectStore:
         return configured_store().child(f"training/{self.lineage}")
+
+    def _open_training(self) -> "ReadableBlocks":
+        from metaflow_hf.train.blocks import open_mixture
+
+        if self.parts:
+            return open_mixture(self.config.data, self.parts, self._chunk_size())
+        return self._open(self.training)
+
+    def _mixed_order(self) -> "Order | None":
+        """The order of the lineage, where it trains a mixture."""
+        if not self.parts:
+            return None
+        from metaflow_hf.train.lineage import Lineage
+        from metaflow_hf.train.spec import order_of
+
+        with self._open_training() as blocks:
+            sizes = [block.sample_count for block in blocks.manifest.blocks]
+        return order_of(Lineage(self._lineage_store()).spec().order, sizes)
 
     def _open(self, key: str) -> "BlockManager":
         from metaflow_hf.data import BlockManager

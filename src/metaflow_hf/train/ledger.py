@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from metaflow_hf.data.ledger import Claim
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.order import Order
 from metaflow_hf.errors import ClaimLost
 from metaflow_hf.store.objects import new_nonce
 from metaflow_hf.train.lineage import ClosedRound, Lineage
@@ -46,7 +46,7 @@ class RoundsLedger:
     def __init__(
         self,
         lineage: Lineage,
-        order: ClaimOrder,
+        order: Order,
         *,
         attempt: str,
         limits: RoundLimits,

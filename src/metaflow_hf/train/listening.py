@@ -90,12 +90,13 @@ def _banner(listeners: Listeners) -> str:
     config, plan = listeners.config, listeners.plan
     rounds, optimizer = config.rounds, config.optimizer
     model = named_revision(config.model.name, plan.model_commit if plan else "")
-    data = named_revision(str(config.data.dataset), plan.dataset_commit if plan else "")
+    data = named_revision(config.data.title, plan.dataset_commit if plan else "")
     parameters = f", {units.short_count(plan.parameters)} parameters" if plan and plan.parameters else ""
     samples = f", {units.count(plan.samples)} samples" if plan and plan.samples else ""
     batches = f"batches of {config.data.batch_size} x {units.count(config.data.sequence_length)} tokens"
     limit = f"{units.count(rounds.max_tokens)} tokens, or " if rounds.max_tokens else ""
-    epochs = "1 epoch" if config.data.epochs == 1 else f"{config.data.epochs} epochs"
+    epochs = "1 epoch of the data" if config.data.epochs == 1 else f"{config.data.epochs} epochs of the data"
+    end = "the end of the mixture" if config.data.datasets else epochs
     rate = f"learning rate {units.learning_rate(optimizer.learning_rate)}, {optimizer.schedule}"
     where = f"worker {listeners.branch} of {rounds.workers} on {socket.gethostname()}"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
@@ -106,7 +107,7 @@ def _banner(listeners: Listeners) -> str:
         f"model    {model}{parameters}, {config.model.dtype}{', LoRA' if config.model.lora else ''}{compiled}",
         f"data     {data}{samples}; {batches}",
         f"lineage  {listeners.lineage}, {standing}; {rate}",
-        f"until    {limit}{epochs} of the data; rounds of {units.duration(rounds.seconds)}; if interrupted, resume",
+        f"until    {limit}{end}; rounds of {units.duration(rounds.seconds)}; if interrupted, resume",
     )
     return "\n".join(plain(line).replace("\n", " ") for line in lines)
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data import BlockManager
 from metaflow_hf.data.formats import Example
+from metaflow_hf.data.mixture import ReadableBlocks
 from metaflow_hf.events import Evaluated
 from metaflow_hf.train.encoding import template_date
 from metaflow_hf.train.evaluation import Evaluation, evaluate
@@ -50,8 +50,8 @@ def measure(model: nn.Module, tokenizer: Any, texts: list[Example], config: Trai
 def measuring(
     model: nn.Module,
     tokenizer: Any,
-    training: BlockManager,
-    heldout: BlockManager | None,
+    training: ReadableBlocks,
+    heldout: ReadableBlocks | None,
     config: TrainConfig,
 ) -> Callable[[], Measured]:
     """``measure`` of a model that changes; the held-out rows are read when it is first asked."""

@@ -44,6 +44,9 @@ def configured(
         given["data"] = {"dataset": dataset}
         if dataset != config.data.dataset:
             given["data"]["evaluation_dataset"] = None
+        if config.data.datasets:
+            # The parameter replaces the whole mixture; these described the rows of its evaluation dataset.
+            given["data"] |= {"datasets": [], "format": "auto", "columns": {}, "text_column": None}
     if max_tokens is not None:
         given["rounds"] = {"max_tokens": max_tokens}
     if num_gpus is not None:
@@ -53,7 +56,7 @@ def configured(
     config = config.replace(**given)
     for path, value, flag in (
         ("model.repo_id", config.model.name, "--repo_id"),
-        ("data.dataset", config.data.dataset, "--dataset"),
+        ("data.dataset", config.data.title, "--dataset"),
     ):
         if not value:
             raise ConfigError(f"{path} is required: set it in the configuration or pass {flag}.")

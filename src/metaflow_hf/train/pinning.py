@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.train.records import Spec
 
@@ -25,7 +27,7 @@ def sources_of(
         "model": config.model.name,
         "model_commit": base_model.get("commit_hash"),
         "model_key": base_model.get("key") if config.model.reference else None,
-        "dataset": _unpinned(str(config.data.dataset)),
+        "dataset": _unpinned(config.data.title),
         "dataset_commit": dataset_commit,
         "evaluation_dataset": evaluation_commit and _unpinned(str(config.data.evaluation_dataset)),
         "evaluation_dataset_commit": evaluation_commit,
@@ -44,7 +46,7 @@ def pinned(config: TrainConfig, spec: Spec) -> TrainConfig:
         given["model"] = {"revision": known["model_commit"]}
     if "model_key" in known and config.model.reference and known.get("model") == config.model.reference:
         given["model"] = {"reference": known["model_key"]}
-    data = {}
+    data: dict[str, Any] = {}
     for name in ("dataset", "evaluation_dataset"):
         location = str(getattr(config.data, name))
         if (
@@ -54,9 +56,28 @@ def pinned(config: TrainConfig, spec: Spec) -> TrainConfig:
             and not _COMMIT.fullmatch(location.rpartition("@")[2])
         ):
             data[name] = f"{_unpinned(location)}@{known[f'{name}_commit']}"
+    if commits := _commits(config, spec):
+        datasets = [one.model_dump() for one in config.data.datasets]
+        data["datasets"] = [
+            {**one, "dataset": commits.get(number, one["dataset"])} for number, one in enumerate(datasets)
+        ]
     if data:
         given["data"] = data
     return config.replace(**given) if given else config
+
+
+def _commits(config: TrainConfig, spec: Spec) -> dict[int, str]:
+    """The datasets of a mixture, by number, that the lineage trains at another revision than the configuration says."""
+    known = (
+        {}
+        if isinstance(spec.datasets, msgspec.UnsetType)
+        else {one["dataset"]: one["commit"] for one in spec.datasets if "commit" in one}
+    )
+    return {
+        number: f"{one.unpinned}@{known[one.unpinned]}"
+        for number, one in enumerate(config.data.datasets)
+        if one.unpinned in known and not _COMMIT.fullmatch(one.dataset.rpartition("@")[2])
+    }
 
 
 def _unpinned(dataset: str) -> str:

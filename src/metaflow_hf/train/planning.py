@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from metaflow_hf.config import TrainConfig
-from metaflow_hf.data import BlockManager
+from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks
+from metaflow_hf.data.order import Order
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.report.outcome import Plan
 from metaflow_hf.train.architecture import read_architecture
@@ -21,6 +22,7 @@ from metaflow_hf.train.encoding import example_encoder, row_format, training_tok
 from metaflow_hf.train.evaluation import passages
 from metaflow_hf.train.footprint import disk_of_run, memory_of_worker
 from metaflow_hf.train.heldout import NO_COPIES, Copies, held_out, measured_rows, training_samples
+from metaflow_hf.train.mixture_plan import ends_with, heldout_rows_of, plan_datasets, survey_mixture
 from metaflow_hf.train.models import (
     compute_dtype,
     declared_positions,
@@ -72,8 +74,8 @@ class Extent:
 
 def make_plan(
     extent: Extent,
-    training: BlockManager,
-    heldout: BlockManager | None,
+    training: ReadableBlocks,
+    heldout: ReadableBlocks | None,
     *,
     model_dir: Path,
     config: TrainConfig,
@@ -90,7 +92,7 @@ def make_plan(
     rows = extent.samples
     samples = found.scaled(found.trained, rows)
     per_sample = found.tokens_per_row
-    available = found.scaled(found.tokens, rows) * config.data.epochs
+    available = found.scaled(found.tokens, rows) * extent.order["epochs"]
     tokens = min(available, extent.max_tokens or available)
     per_claim = per_sample * extent.claim_samples * samples / rows
     per_step = config.data.batch_size * config.data.sequence_length
@@ -106,13 +108,13 @@ def make_plan(
     return Plan(
         base_model=config.model.name,
         model_commit=str(base_model.get("commit_hash", "")),
-        dataset=str(config.data.dataset),
+        dataset=config.data.title,
         dataset_commit=manifest.commit_hash or "",
         parameters=parameters,
         trainable_parameters=trained,
         samples=samples,
         heldout_samples=min(
-            heldout.manifest.total_samples if heldout else found.scaled(found.held_out, rows),
+            heldout.manifest.total_samples if heldout else heldout_rows_of(found, extent.order, rows),
             config.evaluation.max_samples,
         ),
         tokens=tokens,
@@ -132,6 +134,7 @@ def make_plan(
         lineage=extent.lineage,
         notes=(
             *copies.notes(),
+            *ends_with(extent.order, config),
             *_notes(extent, in_claims, available, workers),
             *_few_rounds(rounds, in_claims, config),
             *_small_batches(found, config),
@@ -147,6 +150,9 @@ def make_plan(
         batch_sequences=found.sequences_per_step,
         is_exact=found.is_whole and found.rows == rows,
         example=found.example,
+        datasets=plan_datasets(
+            extent.order, config, found, fraction=tokens / available if available else 0.0
+        ),
         configuration=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=_versions(),
     )
@@ -188,8 +194,8 @@ def _few_rounds(rounds: int, claims: float, config: TrainConfig) -> list[str]:
 
 def look(
     extent: Extent,
-    training: BlockManager,
-    heldout: BlockManager | None,
+    training: ReadableBlocks,
+    heldout: ReadableBlocks | None,
     *,
     model_dir: Path,
     config: TrainConfig,
@@ -206,19 +212,26 @@ def look(
         measured = passages([row.value for row in measured_rows(training, heldout, config)], encoder)
         if not any(passage.predicted for passage in measured):
             raise ConfigError(
-                f"none of the held-out rows of {config.data.evaluation_dataset or config.data.dataset} has anything to "
+                f"none of the held-out rows of {config.data.evaluation_dataset or config.data.title} has anything to "
                 "be predicted: name another data.evaluation_dataset."
             )
-    surveyor = Surveyor(
-        training,
-        encoder,
-        config,
-        held_out=held_out(training, heldout, config, samples=extent.samples),
-        max_positions=declared_positions(model_dir, config.model),
-        max_tokens=getattr(text, "vocab_size", None),
-    )
+    sides = held_out(training, heldout, config, samples=extent.samples)
+
+    def survey(blocks: ReadableBlocks, order: Order) -> Survey:
+        surveyor = Surveyor(
+            blocks,
+            example_encoder(tokenizer, row_format(blocks, config), config),
+            config,
+            held_out=sides,
+            max_positions=declared_positions(model_dir, config.model),
+            max_tokens=getattr(text, "vocab_size", None),
+        )
+        return surveyor.survey(order)
+
+    if isinstance(training, MixedBlocks):
+        return survey_mixture(training, extent.order, config, survey)
     sizes = training_samples([block.sample_count for block in training.manifest.blocks], config)
-    return surveyor.survey(order_of(extent.order, sizes))
+    return survey(training, order_of(extent.order, sizes))
 
 
 def _skipped(found: Survey, rows: int, at_building: int, config: TrainConfig) -> dict[str, int]:

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+import msgspec
+
 from metaflow_hf.errors import NotFound
 from metaflow_hf.store import ObjectStore, quote_part
 from metaflow_hf.store.models import find_reference
@@ -33,7 +35,7 @@ class Provenance:
     """What is known of one model; empty where nothing is kept of it any more.
 
     ``sources`` are the model and dataset that training began with and their commits, ``dataset`` the key and digest of
-    its block manifest. ``positions`` are ranges of claims that the weights contain, ``skipped`` those that were given up;
+    its block manifest; ``datasets`` are those of a mixture, each with name, source, commit, key and digest. ``positions`` are ranges of claims that the weights contain, ``skipped`` those that were given up;
     a chunk is done when all its claims are, each epoch counts its own. ``base_key`` is the reference that training went on
     from, where that was a model of this datastore.
     """
@@ -47,6 +49,7 @@ class Provenance:
     sources: Mapping[str, str]
     dataset: Mapping[str, str]
     order: Mapping[str, Any]
+    datasets: tuple[Mapping[str, str], ...] = ()
     positions: tuple[tuple[int, int], ...] = ()
     positions_total: int = 0
     skipped: tuple[tuple[int, int], ...] = ()
@@ -115,6 +118,7 @@ def _lineage_facts(store: ObjectStore, lineage: Lineage, last: int) -> dict[str,
         "sources": dict(spec.sources),
         "dataset": dict(spec.dataset),
         "order": dict(spec.order),
+        "datasets": () if isinstance(spec.datasets, msgspec.UnsetType) else tuple(spec.datasets),
         "positions": tuple((start, stop) for start, stop in closed.manifest.done),
         "positions_total": spec.num_positions,
         "skipped": tuple((start, stop) for start, stop in closed.manifest.skipped),

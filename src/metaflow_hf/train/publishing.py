@@ -11,7 +11,7 @@ from typing import Any, Final
 from metaflow_hf.errors import ConfigError, NotFound
 from metaflow_hf.hub import push
 from metaflow_hf.hub.loading import load_reference
-from metaflow_hf.hub.model_card import CardFacts, Result, model_card
+from metaflow_hf.hub.model_card import CardFacts, Result, TrainedDataset, model_card
 from metaflow_hf.report import charts, units
 from metaflow_hf.report.plot import svg
 from metaflow_hf.report.series import StepPoint
@@ -139,6 +139,7 @@ def card_facts(
         base_model=str(sources.get("model") or metadata.get("base_model") or ""),
         base_commit=sources.get("model_commit", ""),
         dataset=str(sources.get("dataset") or metadata.get("dataset") or ""),
+        datasets=_datasets(metadata, results),
         dataset_commit=sources.get("dataset_commit", ""),
         rows=[row for row in rows if row[1] and row[1] != "0"],
         results=_results(results, str(metadata.get("dataset") or "")),
@@ -149,6 +150,28 @@ def card_facts(
         plot=plot,
         is_adapter="adapter_of" in metadata,
     )
+
+
+def _datasets(metadata: Mapping[str, Any], results: StoredResults | None) -> list[TrainedDataset]:
+    """The datasets of a mixture, with the losses of the run where these are kept."""
+    losses = {one["name"]: one for one in results.datasets} if results is not None else {}
+    return [
+        TrainedDataset(
+            name=str(one["name"]),
+            dataset=str(one["dataset"]),
+            share=_number(one["share"]) or 0.0,
+            tokens=count_in(one, "tokens"),
+            loss_before=_number(losses.get(one["name"], {}).get("loss_before")),
+            loss_after=_number(losses.get(one["name"], {}).get("loss_after")),
+        )
+        # Users write metadata too.
+        for one in metadata.get("datasets", ())
+        if isinstance(one, Mapping) and {"name", "dataset", "share", "tokens"} <= one.keys()
+    ]
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _spec(store: ObjectStore, lineage: str) -> Any:

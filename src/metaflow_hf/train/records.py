@@ -43,7 +43,8 @@ class Payload(Record, frozen=True, kw_only=True):
 class Spec(Record, frozen=True, kw_only=True):
     """What a lineage trains. Created once; ``config_digest`` covers only what changes the mathematics.
 
-    ``sources`` says where model and data came from, with the commits that their revisions named then.
+    ``sources`` says where model and data came from, with the commits that their revisions named then; ``datasets``
+    (name, dataset, commit, key, digest) those of a mixture, and is not there for a single dataset.
     """
 
     lineage: str
@@ -55,6 +56,7 @@ class Spec(Record, frozen=True, kw_only=True):
     config_digest: str
     initial_weights: Payload
     sources: dict[str, str] = {}
+    datasets: list[dict[str, str]] | msgspec.UnsetType = msgspec.UNSET
     schema: int = SCHEMA
 
 

@@ -24,6 +24,8 @@ ALL_WORKERS: Final = "all workers"
 class StoredResults(Record, frozen=True, kw_only=True):
     """Figures by name (``before``, ``after``, ``unigram``), samples, and the curves [tokens, loss] of the run.
 
+    ``datasets`` are those of a mixture, each with what was trained of it and its losses.
+
     Figures that are not finite, for which JSON has no word, are their names: ``float`` reads both.
     """
 
@@ -35,6 +37,7 @@ class StoredResults(Record, frozen=True, kw_only=True):
     tokens: int
     seconds: float
     run: str
+    datasets: tuple[dict[str, Any], ...] = ()
     schema: int = 1
 
 
@@ -56,6 +59,7 @@ def store_results(lineage: ObjectStore, outcome: Outcome, events: Sequence[Event
         tokens=outcome.tokens,
         seconds=outcome.seconds,
         run=outcome.run_pathspec,
+        datasets=tuple(_named(asdict(one)) for one in outcome.datasets),
     )
     lineage.put(_key(outcome.model), encode_json(msgspec.to_builtins(record)))
 

@@ -15,7 +15,8 @@ import torch
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.manager import BlockManager
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.mixture import MixedBlocks, ReadableBlocks, name_block
+from metaflow_hf.data.order import Order
 from metaflow_hf.events import Notice, OnEvent, ignore
 from metaflow_hf.report import fan_out
 from metaflow_hf.store.objects import ObjectStore, new_nonce
@@ -31,16 +32,18 @@ from metaflow_hf.train.encoding import (
     with_template_date,
 )
 from metaflow_hf.train.heartbeat import Heartbeat, Patience, give_up_earlier_attempts, this_process
-from metaflow_hf.train.heldout import HeldOut, held_out, training_samples
+from metaflow_hf.train.heldout import held_out, training_samples
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.lineage import Lineage
 from metaflow_hf.train.measuring import measuring
+from metaflow_hf.train.mixtures import describe_parts, spec_datasets
 from metaflow_hf.train.models import load_parts, load_trainable, prepare, trained_parameters
 from metaflow_hf.train.nonfinite import save_bad_step
 from metaflow_hf.train.outcome_check import check_trained
 from metaflow_hf.train.pinning import sources_of
 from metaflow_hf.train.records import Payload, Round, Spec
 from metaflow_hf.train.schedule import Budget, Schedule
+from metaflow_hf.train.sides import HeldOut
 from metaflow_hf.train.spec import check_same, make_spec, order_of
 from metaflow_hf.train.stopping import StopReasons
 from metaflow_hf.train.stored_metrics import StoredMetrics
@@ -58,7 +61,7 @@ logger = logging.getLogger("metaflow_hf.train")
 def start_lineage(
     *,
     store: ObjectStore,
-    blocks: BlockManager,
+    blocks: ReadableBlocks,
     model_dir: Path,
     config: TrainConfig,
     lineage: str,
@@ -89,7 +92,8 @@ def start_lineage(
             evaluation_commit=heldout.manifest.commit_hash if heldout else None,
         )
         ours = _spec(blocks, model_dir, config, lineage, weights, sides)
-        spec = target.create_spec(msgspec.structs.replace(ours, sources=sources))
+        datasets = spec_datasets(blocks, config) if isinstance(blocks, MixedBlocks) else msgspec.UNSET
+        spec = target.create_spec(msgspec.structs.replace(ours, sources=sources, datasets=datasets))
         config = with_template_date(asked, model_dir, spec)
         check_same(spec, _spec(blocks, model_dir, config, lineage, weights, sides, resolved=spec))
         first = Round(nonce=new_nonce(), round=0, parent=None, weights=spec.initial_weights)
@@ -105,7 +109,7 @@ def start_lineage(
 def train_worker(
     *,
     store: ObjectStore,
-    blocks: BlockManager,
+    blocks: ReadableBlocks,
     model_dir: Path,
     config: TrainConfig,
     lineage: str,
@@ -177,7 +181,7 @@ def train_worker(
             save_bad=lambda step: save_bad_step(store, step),
             team=team,
         )
-        plan = _plan(config, spec, order)
+        plan = _plan(config, spec, blocks, order)
         metrics = StoredMetrics(store, attempt, clock=clock)
         listener = fan_out(on_event, metrics)
         validator = Validator(
@@ -191,7 +195,7 @@ def train_worker(
             worker = assemble_worker(
                 plan=plan,
                 lineage=target,
-                blocks=blocks,
+                blocks=blocks if isinstance(blocks, BlockManager) else blocks.manifest,
                 order=order,
                 trainer=trainer,
                 heartbeat=heartbeat,
@@ -214,12 +218,12 @@ def train_worker(
             check_trained(spec, last)
 
 
-def _plan(config: TrainConfig, spec: Spec, order: ClaimOrder) -> Plan:
+def _plan(config: TrainConfig, spec: Spec, blocks: ReadableBlocks, order: Order) -> Plan:
     rounds, settings = config.rounds, config.optimizer
 
     def describe(position: int) -> str:
         span = order.locate(position)
-        return f"block {span.block_id}, rows {span.start} to {span.stop}"
+        return f"{name_block(blocks, span.block_id)}, rows {span.start} to {span.stop}"
 
     return Plan(
         budget=Budget(spec.num_positions, spec.max_tokens),
@@ -256,7 +260,7 @@ def _store_initial_weights(lineage: Lineage, scratch: Path, model_dir: Path, con
 
 
 def _spec(
-    blocks: BlockManager,
+    blocks: ReadableBlocks,
     model_dir: Path,
     config: TrainConfig,
     lineage: str,
@@ -282,8 +286,9 @@ def _spec(
         evaluation_rows=sides.digest,
         form=form,
         step_rows=rows,
+        datasets=describe_parts(blocks, config) if isinstance(blocks, MixedBlocks) else (),
     )
 
 
-def _samples(blocks: BlockManager, config: TrainConfig) -> list[int]:
+def _samples(blocks: ReadableBlocks, config: TrainConfig) -> list[int]:
     return training_samples([block.sample_count for block in blocks.manifest.blocks], config)

@@ -5,21 +5,25 @@ and kept may differ.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.formats import DetectedFormat
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.mixture import MixedFormat
+from metaflow_hf.data.order import ClaimOrder, Order
 from metaflow_hf.errors import ConfigError, LineageMismatch
 from metaflow_hf.store.objects import encode_json
 from metaflow_hf.train.heldout import training_samples
+from metaflow_hf.train.mixtures import mixed_order
 from metaflow_hf.train.records import Payload, Spec, digest_of, flatten
 
 CLAIMS_PER_WORKER: Final = 160
 # Fewer than so many for each worker are not worth a full step.
 FEWEST_CLAIMS: Final = 4
+FULL: Final = 0.9
 # What transformers notes about itself in a config.json; it does not change the model.
 _TOKENIZER_FILES: Final = (
     "tokenizer*",
@@ -47,23 +51,25 @@ class BlocksManifest(Protocol):
     def blocks(self) -> Sequence[Any]: ...
 
 
-def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int, *, step_rows: int = 1) -> int:
+def claim_samples(
+    config: TrainConfig, chunk_size: int, num_samples: int, *, step_rows: int = 1, epochs: int | None = None
+) -> int:
     """Rows per claim: what the configuration says, or for ``auto`` as many as leave each worker enough claims.
 
+    ``num_samples`` are those of one of ``epochs`` (default ``data.epochs``).
+
     Enough are four claims in each of 40 rounds, so that a claim is at most a quarter of a round. A step ends with its
-    claim, so with ``auto`` a claim has at least the ``step_rows`` rows that fill one, where that leaves each worker
-    a few claims. Divides ``chunk_size``.
+    claim, so with ``auto`` a claim is as many rows as fill one or several steps, of about ``step_rows`` rows each, where
+    that leaves each worker a few claims. Divides ``chunk_size``.
     """
     wanted = config.rounds.claim_samples
     if wanted == "auto":
-        share = num_samples * config.data.epochs // config.rounds.workers
+        share = num_samples * (epochs or config.data.epochs) // config.rounds.workers
         fine, sizes = max(share // CLAIMS_PER_WORKER, 1), _divisors(chunk_size)
-        chosen = max(size for size in sizes if size <= fine)
-        if chosen >= step_rows:
-            return chosen
-        coarse = max(share // FEWEST_CLAIMS, 1)
-        filling = [size for size in sizes if step_rows <= size <= coarse]
-        return min(filling, default=max(size for size in sizes if size <= max(coarse, fine)))
+        finest = max(size for size in sizes if size <= fine)
+        candidates = [size for size in sizes if finest <= size <= max(share // FEWEST_CLAIMS, finest)]
+        filling = [size for size in candidates if _filled(size, step_rows) >= FULL]
+        return min(filling, default=max(candidates, key=lambda size: _filled(size, step_rows)))
     if chunk_size % wanted:
         near = min(_divisors(chunk_size), key=lambda size: abs(size - wanted))
         raise ConfigError(
@@ -71,6 +77,12 @@ def claim_samples(config: TrainConfig, chunk_size: int, num_samples: int, *, ste
             f"that does is {near}."
         )
     return wanted
+
+
+def _filled(rows: int, step_rows: int) -> float:
+    """How full the steps of a claim are on average, where some claims are a little longer than others."""
+    steps = rows / step_rows
+    return steps / math.ceil(steps * 1.03)
 
 
 def make_spec(
@@ -84,10 +96,11 @@ def make_spec(
     evaluation_rows: str | None = None,
     form: DetectedFormat | None = None,
     step_rows: int = 1,
+    datasets: Sequence[Mapping[str, Any]] = (),
 ) -> Spec:
     """The specification of a new lineage.
 
-    ``form`` is the format of the rows, ``step_rows`` about how many of them fill an optimizer step; ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``).
+    ``form`` is the format of the rows, ``step_rows`` about how many of them fill an optimizer step; ``evaluation_rows`` says which texts are not trained because an evaluation dataset holds them (``HeldOut.digest``). ``datasets`` describe those of a mixture (``describe_parts``).
     Raises ``ConfigError`` for an incomplete or too small dataset.
     """
     if not manifest.is_complete:
@@ -95,14 +108,14 @@ def make_spec(
             f"the dataset {manifest.dataset_name!r} is still being built: training by rounds needs all of it."
         )
     samples = training_samples([block.sample_count for block in manifest.blocks], config)
-    order = {
-        "seed": config.data.seed,
-        "shuffle": config.data.shuffle,
-        "epochs": config.data.epochs,
-        "chunk_samples": chunk_size,
-        "claim_samples": claim_samples(config, chunk_size, sum(samples), step_rows=step_rows),
-        "num_samples": sum(samples),
-    }
+    order = describe_order(
+        config,
+        chunk_size,
+        samples=sum(samples),
+        block_samples=samples,
+        step_rows=step_rows,
+        datasets=datasets,
+    )
     values = hyperparameters(config, model_dir, evaluation_rows, form)
     dataset = {"key": manifest.dataset_name, "digest": manifest.digest}
     return Spec(
@@ -117,8 +130,51 @@ def make_spec(
     )
 
 
-def order_of(order: Mapping[str, Any], samples: Sequence[int]) -> ClaimOrder:
+def describe_order(
+    config: TrainConfig,
+    chunk_size: int,
+    *,
+    samples: int,
+    block_samples: Sequence[int] = (),
+    step_rows: int = 1,
+    datasets: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The order of claims as a specification describes it.
+
+    Args:
+        config: The configuration.
+        chunk_size: Samples of a chunk.
+        samples: Samples of one epoch of a single dataset.
+        block_samples: Samples of each block. Without them the rows of a mixture are not rounded to whole claims.
+        step_rows: About how many rows fill an optimizer step.
+        datasets: The datasets of a mixture, as ``describe_parts`` gives them. A mixture is one epoch.
+
+    """
+    epochs = config.data.epochs
+    if datasets:
+        samples, epochs = sum(one["rows"] for one in datasets), 1
+    order: dict[str, Any] = {
+        "seed": config.data.seed,
+        "shuffle": config.data.shuffle,
+        "epochs": epochs,
+        "chunk_samples": chunk_size,
+        "claim_samples": claim_samples(config, chunk_size, samples, step_rows=step_rows, epochs=epochs),
+        "num_samples": samples,
+    }
+    if not datasets:
+        return order
+    order["datasets"] = [dict(one) for one in datasets]
+    if block_samples:
+        rows = mixed_order(order, block_samples).samples
+        order["datasets"] = [{**one, "rows": count} for one, count in zip(datasets, rows, strict=True)]
+        order["num_samples"] = sum(rows)
+    return order
+
+
+def order_of(order: Mapping[str, Any], samples: Sequence[int]) -> Order:
     """The order of claims that a specification describes; ``samples`` are those trained of each block."""
+    if "datasets" in order:
+        return mixed_order(order, samples)
     return ClaimOrder(
         samples,
         order["chunk_samples"],
@@ -183,6 +239,9 @@ def hyperparameters(
 def _format(config: TrainConfig, form: DetectedFormat | None) -> dict[str, Any]:
     """How rows are read and rendered, where that is not as plain text."""
     data = config.data
+    if isinstance(form, MixedFormat):
+        parts = [{"format": one.name, "columns": dict(one.columns)} for one in form.parts]
+        return {"datasets": parts, **_format(config, None)}
     template = data.chat_template and digest_of(data.chat_template.encode())
     is_plain = form is None or form.name == "text"
     values = {

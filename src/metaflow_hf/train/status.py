@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from metaflow_hf.data.order import ClaimOrder
+import msgspec
+
+from metaflow_hf.data.order import Order
 from metaflow_hf.data.records import read_manifest
 from metaflow_hf.data.stored import DATASETS
 from metaflow_hf.errors import TrainingIncomplete
@@ -104,7 +106,7 @@ def lineage_status(
     lineage: Lineage,
     *,
     name: str,
-    find_order: Callable[[Spec], ClaimOrder | None] = lambda _: None,
+    find_order: Callable[[Spec], Order | None] = lambda _: None,
     last_rounds: int = LAST_ROUNDS,
     watch_seconds: float = WATCH_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
@@ -169,15 +171,28 @@ def closed_rounds(lineage: Lineage, *, after: int = -1, until: int | None = None
     return [item for item in found if item.round > after]
 
 
-def stored_order(root: ObjectStore, spec: Spec) -> ClaimOrder | None:
+def stored_order(root: ObjectStore, spec: Spec) -> Order | None:
     """The order of a lineage whose dataset lies in the same datastore as ``root``; ``None`` when it lies elsewhere."""
-    name = quote_part(spec.dataset["key"])
+    parts = [spec.dataset] if isinstance(spec.datasets, msgspec.UnsetType) else spec.datasets
+    found = [_stored_blocks(root, part) for part in parts]
+    described = spec.order.get("datasets", [{"samples": spec.order["num_samples"], "blocks": None}])
+    samples: list[int] = []
+    for blocks, one in zip(found, described, strict=True):
+        if blocks is None:
+            return None
+        samples += _trained(blocks, int(one["samples"]))[: one["blocks"]]
+    return order_of(spec.order, samples)
+
+
+def _stored_blocks(root: ObjectStore, dataset: Mapping[str, str]) -> list[int] | None:
+    """The samples of each block of the dataset with this key and digest."""
+    name = quote_part(dataset["key"])
     for child in root.children(DATASETS):
         if child != name and not child.startswith(f"{name}-"):
             continue
         manifest = read_manifest(root.child(f"{DATASETS}/{child}"))
-        if manifest is not None and manifest.is_complete and manifest.digest == spec.dataset["digest"]:
-            return order_of(spec.order, _trained(spec, [block.sample_count for block in manifest.blocks]))
+        if manifest is not None and manifest.is_complete and manifest.digest == dataset["digest"]:
+            return [block.sample_count for block in manifest.blocks]
     return None
 
 
@@ -214,9 +229,9 @@ def _round(manifest: Round, before: Round | None, times: Mapping[int, datetime])
     )
 
 
-def _trained(spec: Spec, block_samples: Sequence[int]) -> list[int]:
-    """Samples per block up to the number that is trained; those held out are the last."""
-    left, kept = int(spec.order["num_samples"]), []
+def _trained(block_samples: Sequence[int], limit: int) -> list[int]:
+    """Samples per block, up to ``limit`` in all; blocks beyond it are not used."""
+    left, kept = limit, []
     for samples in block_samples:
         kept.append(min(samples, left))
         left -= kept[-1]
@@ -238,20 +253,21 @@ def _eta(manifest: Round, planned: int | None, pace: float | None) -> float | No
     return None if planned is None or pace is None else max(planned - manifest.tokens, 0) / pace
 
 
-def count_chunks(order: ClaimOrder, done: Positions) -> tuple[int, int]:
+def count_chunks(order: Order, done: Positions) -> tuple[int, int]:
     """Chunks of which every position is done, and all chunks, over all epochs."""
     starts = [start for start, _ in done.ranges]
-    finished = total = position = 0
-    while position < order.num_positions:
-        span = order.locate(position)
-        chunk = order.positions_of(span.epoch, span.block_id, span.chunk_id)
-        index = bisect_right(starts, chunk.start) - 1
-        finished += index >= 0 and chunk.stop <= done.ranges[index][1]
-        total, position = total + 1, chunk.stop
+    finished = total = 0
+    for chunk in order.chunks():
+        total += 1
+        if isinstance(chunk, range):
+            index = bisect_right(starts, chunk.start) - 1
+            finished += index >= 0 and chunk.stop <= done.ranges[index][1]
+        else:
+            finished += all(position in done for position in chunk)
     return finished, total
 
 
-def _failing(manifest: Round, order: ClaimOrder | None) -> tuple[FailedPosition, ...]:
+def _failing(manifest: Round, order: Order | None) -> tuple[FailedPosition, ...]:
     skipped = Positions.from_ranges(manifest.skipped)
     found = []
     for position in sorted({*manifest.failures, *skipped}):

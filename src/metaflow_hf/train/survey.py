@@ -1,21 +1,22 @@
 """What the rows of a dataset become when they are trained, found by preparing them as a worker would."""
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch, pieces
 from metaflow_hf.data.ledger import Claim
-from metaflow_hf.data.manager import BlockManager
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.mixture import ReadableBlocks
+from metaflow_hf.data.order import Order
 from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import ConfigError
 from metaflow_hf.train.feed import Feed
 from metaflow_hf.train.first_rows import no_token_left
-from metaflow_hf.train.heldout import HeldOut
+from metaflow_hf.train.sides import HeldOut
 
 logger = logging.getLogger("metaflow_hf.train")
 
@@ -33,7 +34,7 @@ class Survey:
     ``steps`` optimizer steps; ``held_out`` rows are not trained, ``skipped`` counts the unusable ones by reason.
     Of ``documents`` examples ``left_out`` lost tokens because they are too long, and
     ``without_thoughts`` the thoughts of their turns because the chat template leaves them out. ``example`` is one rendered sequence, as runs of text
-    with and without loss.
+    with and without loss. ``parts`` are the surveys of the datasets of a mixture.
     """
 
     rows: int
@@ -49,6 +50,37 @@ class Survey:
     documents: int
     is_whole: bool
     example: tuple[tuple[bool, str], ...] = ()
+    parts: tuple["Survey", ...] = ()
+
+    @classmethod
+    def of_mixture(cls, parts: Sequence[Self], rows: Sequence[int]) -> Self:
+        """The survey of a mixture that trains so many ``rows`` of each dataset, from surveys of the datasets."""
+        pairs = list(zip(parts, rows, strict=True))
+
+        def total(count: Callable[[Self], int]) -> int:
+            return sum(part.scaled(count(part), number) for part, number in pairs)
+
+        skipped: Counter[str] = Counter()
+        for part, number in pairs:
+            skipped.update({reason: part.scaled(count, number) for reason, count in part.skipped.items()})
+        held_out = total(lambda part: part.held_out)
+        return cls(
+            rows=sum(rows),
+            trained=sum(rows) - held_out - skipped.total(),
+            held_out=held_out,
+            skipped=dict(skipped),
+            input_tokens=total(lambda part: part.input_tokens),
+            tokens=total(lambda part: part.tokens),
+            sequences=total(lambda part: part.sequences),
+            steps=total(lambda part: part.steps),
+            left_out=total(lambda part: part.left_out),
+            without_thoughts=total(lambda part: part.without_thoughts),
+            documents=total(lambda part: part.documents),
+            # What is trained a whole number of times is counted, not estimated.
+            is_whole=all(part.is_whole and number % part.rows == 0 for part, number in pairs),
+            example=next((part.example for part in parts if part.example), ()),
+            parts=tuple(parts),
+        )
 
     @property
     def tokens_per_row(self) -> float:
@@ -95,7 +127,7 @@ class Surveyor:
 
     def __init__(
         self,
-        blocks: BlockManager,
+        blocks: ReadableBlocks,
         encoder: ExampleEncoder,
         config: TrainConfig,
         *,
@@ -112,7 +144,7 @@ class Surveyor:
             "max_tokens": max_tokens,
         }
 
-    def survey(self, order: ClaimOrder) -> Survey:
+    def survey(self, order: Order) -> Survey:
         """What became of the claims of one epoch, or of some of them, spread evenly.
 
         Raises ``ConfigError`` when nothing of them would be trained, and ``BadRowError``.
@@ -152,7 +184,7 @@ class Surveyor:
             example=example,
         )
 
-    def _chosen(self, order: ClaimOrder) -> list[int]:
+    def _chosen(self, order: Order) -> list[int]:
         manifest = self._blocks.manifest
         size = sum(block.size_bytes for block in manifest.blocks)
         share = max(manifest.total_samples / SURVEYED_ROWS, size / SURVEYED_BYTES, 1.0)

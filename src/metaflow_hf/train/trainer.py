@@ -18,17 +18,17 @@ from torch import nn
 from metaflow_hf.config import TrainConfig
 from metaflow_hf.data.batches import Batch
 from metaflow_hf.data.ledger import Claim
-from metaflow_hf.data.order import ClaimOrder
+from metaflow_hf.data.order import Order
 from metaflow_hf.data.tokens import ExampleEncoder
 from metaflow_hf.errors import NonFiniteLoss
 from metaflow_hf.store.objects import Digest
 from metaflow_hf.train.engine import Engine
 from metaflow_hf.train.feed import Feed, RowReader
-from metaflow_hf.train.heldout import NOTHING_HELD_OUT, HeldOut
 from metaflow_hf.train.isolation import require_isolation
 from metaflow_hf.train.models import known_positions, known_tokens
 from metaflow_hf.train.nonfinite import MOST_IN_A_ROW, BadStep
 from metaflow_hf.train.records import Encoding
+from metaflow_hf.train.sides import NOTHING_HELD_OUT, HeldOut
 from metaflow_hf.train.team import Team
 
 logger = logging.getLogger("metaflow_hf.train")
@@ -87,7 +87,7 @@ class ModelTrainer:
         model: nn.Module,
         encoder: ExampleEncoder,
         rows: RowReader,
-        order: ClaimOrder,
+        order: Order,
         config: TrainConfig,
         *,
         device: torch.device,

@@ -120,7 +120,14 @@ def _start(conversation: Conversation, number: int, upto: str, template: ChatTem
     if number == 0:
         return _start_of_first(conversation, upto, template)
     messages, tools = conversation.messages[:number], conversation.tools
-    prompt = template.render(messages, tools, add_generation_prompt=True)
+    prompt, header = template.render(messages, tools, add_generation_prompt=True), template.header
+    if (
+        upto.startswith(prompt)
+        and header
+        and prompt.endswith(header)
+        and not upto.startswith(header, len(prompt))
+    ):
+        return moved_start(template.source(tools), upto, len(prompt) - len(header), len(prompt))
     start = len(prompt) if upto.startswith(prompt) else _common_tokens(prompt, upto, template)
     before = template.render(messages, tools)
     history = _common(before, upto)
@@ -131,9 +138,9 @@ def _start(conversation: Conversation, number: int, upto: str, template: ChatTem
             "assistant says is not certain: set data.chat_template to one with {% generation %} marks, or "
             "data.loss_on: all"
         )
-    if template.header and upto.startswith(template.header, start):
+    if header and upto.startswith(header, start):
         # The prompt leaves out what the turn begins with, because the one before was the assistant's too.
-        return start + len(template.header)
+        return start + len(header)
     return moved_start(template.source(tools), upto, history, start)
 
 

@@ -70,11 +70,11 @@ class Instruction:
         return PromptCompletion(f"{self.system}\n\n{prompt}" if self.system else prompt, self.output)
 
     def as_conversation(self, earlier: Sequence[Mapping[str, Any]] = ()) -> Conversation:
-        """The instruction, and the input after a blank line, as the user's turn; the output as the assistant's.
+        """The instruction, and the input on the next line, as the user's turn; the output as the assistant's.
 
-        ``earlier`` turns are not learned.
+        Joined as LLaMA-Factory and axolotl do it. ``earlier`` turns are not learned.
         """
-        asked = f"{self.instruction}\n\n{self.input}" if self.input.strip() else self.instruction
+        asked = f"{self.instruction}\n{self.input}" if self.input.strip() else self.instruction
         system = [{"role": "system", "content": self.system}] if self.system else []
         turn = [{"role": "user", "content": asked}, {"role": ASSISTANT, "content": self.output}]
         return Conversation([*system, *earlier, *turn], learned_from=len(system) + len(earlier))
