@@ -110,8 +110,9 @@ def test_rows_of_ones_own_become_blocks(place):
 
 
 def test_its_configuration_is_valid():
-    columns, sizes = (TrainConfig.parse(parse_yaml(block)) for block in blocks_of("yaml"))
-    assert columns.data.columns == {"prompt": "question", "completion": "answer"}
+    columns, mixture, sizes = (TrainConfig.parse(parse_yaml(block)) for block in blocks_of("yaml"))
+    assert columns.data.columns == {"instruction": "question", "output": "answer"}
+    assert mixture.data.datasets
     assert sizes.rollout.chunk_size == "auto"
 
 
