@@ -134,7 +134,8 @@ def test_a_mistake_in_a_mixture_is_told_with_its_dataset(place: Path, datasets: 
 
 def test_the_preview_of_a_mixture_names_the_dataset(place: Path):
     found = [call("preview", CONFIGS / "mixture.yaml", "--position", position) for position in range(4)]
-    names = {text.partition(", block 0, rows ")[0] for text in found}
+    assert all(text.startswith("format mixture of alpaca (") for text in found)
+    names = {text.partition("; ")[2].partition(", block 0, rows ")[0] for text in found}
     assert names == {"instructions", "conversations", "stories"}
 
 

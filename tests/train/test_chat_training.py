@@ -180,6 +180,4 @@ def test_prompts_longer_than_what_is_trained_are_refused_by_plan_and_start(
     assert "data.long_documents: truncate at data.sequence_length: 32" in done.stderr
     assert "Raise data.sequence_length, or set data.long_documents: split" in done.stderr
     # What is advised works.
-    make_job(data={**data, "long_documents": "split"}, lineage="other").begin(
-        model_dir, {"commit_hash": "c" * 40}
-    )
+    make_job(data={**data, "long_documents": "split"}).begin(model_dir, {"commit_hash": "c" * 40})

@@ -190,9 +190,12 @@ class TrainingJob:
         lineage trains something else, ``ConfigError`` for too little data, ``UnsupportedModelError``.
         """
         from metaflow_hf.train.description import check_length
+        from metaflow_hf.train.encoding import with_template_date
         from metaflow_hf.train.heldout import count_copies
-        from metaflow_hf.train.planning import Extent, make_plan
+        from metaflow_hf.train.planning import Extent, look, make_plan
+        from metaflow_hf.train.records import Spec
         from metaflow_hf.train.running import start_lineage
+        from metaflow_hf.train.survey import Survey
 
         _without_progress_bars()
         check_length(Path(model_dir), self.config)
@@ -200,6 +203,13 @@ class TrainingJob:
             training = stack.enter_context(self._open_training())
             heldout = stack.enter_context(self._open(self.heldout)) if self.heldout else None
             copies = count_copies(training, heldout, self.config)
+            surveys: list[Survey] = []
+
+            def check(spec: Spec) -> None:
+                config = with_template_date(self.config, Path(model_dir), spec)
+                extent = Extent.of(spec)
+                surveys.append(look(extent, training, heldout, model_dir=Path(model_dir), config=config))
+
             spec = start_lineage(
                 store=self._lineage_store(),
                 blocks=training,
@@ -208,6 +218,7 @@ class TrainingJob:
                 config=self.config,
                 lineage=self.lineage,
                 base_model=base_model,
+                check=check,
             )
             return make_plan(
                 Extent.of(spec),
@@ -217,6 +228,7 @@ class TrainingJob:
                 config=self._dated(Path(model_dir)),
                 base_model=base_model,
                 copies=copies,
+                found=surveys[0] if surveys else None,
             )
 
     def work(

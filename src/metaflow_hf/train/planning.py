@@ -82,13 +82,14 @@ def make_plan(
     base_model: Mapping[str, Any],
     speed: float | None = None,
     copies: Copies = NO_COPIES,
+    found: Survey | None = None,
 ) -> Plan:
     """The plan of a run. Small datasets are counted as a whole, of larger ones some claims are prepared.
 
-    ``copies`` are those of the evaluation dataset (``count_copies``). ``speed`` is that of one worker in tokens a second, which is otherwise measured on this machine where that is cheap.
+    ``copies`` are those of the evaluation dataset (``count_copies``), ``found`` is what ``look`` found already. ``speed`` is that of one worker in tokens a second, which is otherwise measured on this machine where that is cheap.
     """
     parameters, trained = _count_parameters(model_dir, config)
-    found = look(extent, training, heldout, model_dir=model_dir, config=config)
+    found = found or look(extent, training, heldout, model_dir=model_dir, config=config)
     rows = extent.samples
     samples = found.scaled(found.trained, rows)
     per_sample = found.tokens_per_row

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import torch
@@ -57,6 +57,9 @@ from metaflow_hf.train.worker import Plan, new_attempt
 
 logger = logging.getLogger("metaflow_hf.train")
 
+# In a specification that is only looked at.
+NO_WEIGHTS: Final = Payload(key="", digest="", size=0)
+
 
 def start_lineage(
     *,
@@ -67,11 +70,13 @@ def start_lineage(
     lineage: str,
     base_model: Mapping[str, Any] | None = None,
     heldout: BlockManager | None = None,
+    check: Callable[[Spec], None] = lambda _: None,
 ) -> Spec:
     """Starts a lineage, or joins the one that is there: idempotent, and safe by many at once.
 
     ``store`` is rooted at ``training/<lineage>/``; ``base_model`` is the reference of ``model_dir``, ``heldout`` the
-    evaluation dataset, where one is configured. Stores the initial weights, then ``spec.json``, then round 0.
+    evaluation dataset, where one is configured. ``check`` is called with what a new lineage would be, before anything is
+    stored; when it raises, nothing is. Stores the initial weights, then ``spec.json``, then round 0.
     Raises ``LineageMismatch`` when the lineage was started with another configuration, ``ConfigError`` for a
     dataset that is incomplete or too small, ``UnsupportedModelError``, ``UnsupportedStore``.
     """
@@ -83,6 +88,7 @@ def start_lineage(
     config = with_template_date(asked, model_dir, None if is_new else target.spec())
     sides = held_out(blocks, heldout, config)
     if is_new:
+        check(_spec(blocks, model_dir, config, lineage, NO_WEIGHTS, sides))
         with tempfile.TemporaryDirectory(prefix="lineage-") as scratch:
             weights = _store_initial_weights(target, Path(scratch), model_dir, config)
         sources = sources_of(
