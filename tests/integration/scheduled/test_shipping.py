@@ -127,8 +127,9 @@ def test_the_package_holds_all_that_tasks_need_and_nothing_else(tmp_path: Path):
     assert not [
         path for path in packaged if re.search(r"(^|/)(tests|\.git|\.venv|[^/]*cache[^/]*)/|\.pyc$", path)
     ]
-    # Of which Metaflow itself is 1.6 MB.
-    assert (tmp_path / "package.tgz").stat().st_size < 2 * 2**20
+    # Of which Metaflow itself is 1.6 MB. It is downloaded once by each task.
+    size = (tmp_path / "package.tgz").stat().st_size
+    assert size < 2.25 * 2**20, size
 
 
 def test_the_commands_say_why_a_task_does_not_have_them(tmp_path: Path):
