@@ -14,10 +14,9 @@ from typing import Any, Final, Self
 import pydantic
 import yaml
 
+from metaflow_hf.config_data import DataConfig, DatasetConfig
 from metaflow_hf.config_mistakes import describe
 from metaflow_hf.config_sections import (
-    DataConfig,
-    DatasetConfig,
     EarlyStopConfig,
     EvaluationConfig,
     HarnessConfig,

@@ -9,7 +9,7 @@ import sys
 import pytest
 from data.printed import plain_pdf
 
-from metaflow_hf.config_sections import DataConfig
+from metaflow_hf.config import DataConfig
 from metaflow_hf.data import BlockManager, build_blocks
 from metaflow_hf.data.build import dataset_key, plan_dataset
 from metaflow_hf.data.manifest import Cursor

@@ -323,7 +323,7 @@ def test_a_slice_is_built_and_gone_on_with(ending, num_proc, write, tmp_path, re
     texts = [row["text"] for row in rows * 2][200:1600]
     assert [row["text"] for row in read_all(tmp_path / "out")] == texts
     assert manifest.source == "file:repo::train[10%:80%]"
-    # A cursor anywhere goes on with the same rows.
+    # A cursor anywhere continues with the same rows.
     source = open_source(location)
     for batch in list(source.batches(open_cursor()))[:2]:
         for count in range(0, len(batch.rows) + 1, 97):

@@ -69,7 +69,7 @@ def export_lineage(
     training went on, which may be the last as well; with ``ema`` it is the moving average of all rounds
     (``rounds.ema_half_life``), not both at once. Either is to be asked for first, because a collection may free its weights once the last is
     exported. ``metadata`` is added to what the lineage says about itself; ``base_model`` is the reference of
-    ``model_dir``, ``order`` that of the lineage: with it the metadata tell what was trained of each dataset of a
+    ``model_dir``, ``order`` that of the lineage: with it the metadata says what was trained of each dataset of a
     mixture. Raises ``TrainingIncomplete`` when the newest round is not final or trained nothing,
     ``NotFound`` when model and weights are both gone.
     """

@@ -226,7 +226,7 @@ class _ColumnReader:
         return Block(_kind(row), [row], column.page, column.margin, column.is_sure, separator)
 
     def _separator(self, block: Block, row: Row, following: Row | None) -> Break | None:
-        """What stands between a block and the row after it; ``None`` if the row goes on with the block."""
+        """What stands between a block and the row after it; ``None`` if the row continues the block."""
         last, kind = block.rows[-1], _kind(row)
         is_gap = self._is_gap(last, row, _GAP)
         if max(last.size, row.size) > _LARGER * min(last.size, row.size):
@@ -308,7 +308,7 @@ class _ColumnReader:
 
 
 def is_cut(row: Row) -> bool:
-    """Whether a word goes on in the next line."""
+    """Whether a word continues in the next line."""
     text = row.words[-1].text
     return len(text) > 1 and text[-1] in HYPHENS and text[-2].isalnum()
 

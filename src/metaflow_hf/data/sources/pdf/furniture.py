@@ -181,7 +181,7 @@ def _on_several(
 
 
 def _widespread(found: Candidates, num_pages: int) -> set[Hashable]:
-    """Places where half of the pages have furniture: what stands there on the others is some too."""
+    """Places where half of the pages have furniture: what the others have there is some too."""
     lanes = Counter(_lane(row) for _, row in found)
     return {lane for lane, count in lanes.items() if count >= max(_PAGES, num_pages // 2)}
 

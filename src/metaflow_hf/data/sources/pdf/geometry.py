@@ -12,7 +12,7 @@ from typing import Final
 
 # A gap between words of at least so many times the font size separates the cells of a table.
 CELL_GAP: Final = 2.0
-# Less is enough where the gaps of several rows lie below each other.
+# Less is enough where the gaps of several rows are below each other.
 COLUMN_GAP: Final = 0.8
 # Dots, also with spaces between them, that lead from an entry of a table of contents to the number of its page.
 _LEADER: Final = re.compile(

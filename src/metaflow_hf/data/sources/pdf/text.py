@@ -27,7 +27,7 @@ def page_texts(pages: Sequence[Page]) -> list[str]:
 
 
 def document_text(pages: Sequence[Page]) -> str:
-    """The text of all pages as one; a paragraph goes on over a page end."""
+    """The text of all pages as one; a paragraph continues over a page end."""
     writer = _Writer(pages)
     return writer.text([column for page in pages for column in writer.layout.columns_of(page)])
 
@@ -49,14 +49,14 @@ class _Writer:
         return "".join(parts[1:])
 
     def _connected(self, columns: Iterable[list[Block]]) -> list[Block]:
-        """All blocks in order; one that goes on in the next column is one block."""
+        """All blocks in order; one that continues in the next column is one block."""
         blocks: list[Block] = []
         for column in columns:
             blocks += self._continue(blocks, column) if blocks and column else column
         return blocks
 
     def _continue(self, blocks: Sequence[Block], column: list[Block]) -> list[Block]:
-        """Adds the block of ``column`` that goes on with an earlier one to that; returns the other blocks."""
+        """Adds the block of ``column`` that continues an earlier one to that; returns the other blocks."""
         last, first = blocks[-1], column[0]
         if not _goes_on(last, first, column):
             # Footnotes, figures and tables may stand between two parts of a paragraph.
@@ -116,7 +116,7 @@ def _begins_lower(block: Block) -> bool:
 
 
 def _goes_on(block: Block, following: Block, column: Sequence[Block]) -> bool:
-    """Whether a block goes on in the next column with ``following``."""
+    """Whether a block continues in the next column with ``following``."""
     if not 1 / _SAME_SIZE < block.size / following.size < _SAME_SIZE:
         return False
     if block.kind is Kind.CODE or following.kind is Kind.CODE:
