@@ -21,7 +21,7 @@ class DatasetConfig(Section):
     dataset: Annotated[str, Field(min_length=1)]
     name: Annotated[str, Field(min_length=1)] | None = None
     format: str = "auto"
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(default={})
     text_column: str | None = None
     weight: PositiveFloat | None = None
     max_samples: PositiveInt | None = None
@@ -67,9 +67,9 @@ class DataConfig(Section):
     """
 
     dataset: str | None = None
-    datasets: list[DatasetConfig] = Field(default_factory=list)
+    datasets: list[DatasetConfig] = Field(default=[])
     format: str = "auto"
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(default={})
     text_column: str | None = None
     chat_template: str | None = None
     template_date: str | None = None
