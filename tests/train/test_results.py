@@ -348,6 +348,37 @@ def test_of_conversations_is_counted_what_training_counts(model_dir):
     assert everything.bytes > found.bytes
 
 
+@pytest.mark.parametrize("packing", [True, False, "isolated"])
+@pytest.mark.parametrize("sequence_length", [24, 1000])
+def test_texts_are_measured_as_they_are_packed_in_training(model_dir, packing, sequence_length):
+    model = AutoModelForCausalLM.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    texts = [
+        "the name of a file",
+        "the value of a list is not the name of it, and a file is no list",
+        "größe",
+    ]
+    found = evaluate(model, texts, tokenizer, sequence_length=sequence_length, packing=packing)
+    rows = [{"text": text} for text in texts]
+    total, losses = 0, 0.0
+    for example in [encode_examples([row], tokenizer) for row in rows] if packing is not True else []:
+        # Each text by itself, from its own beginning, in windows that predict every later token once.
+        ids = torch.tensor([example[0].input_ids])
+        for start in range(0, ids.shape[1] - 1, sequence_length):
+            window = ids[:, start : start + sequence_length + 1]
+            with torch.no_grad():
+                logits = model(input_ids=window[:, :-1]).logits[0].double()
+            losses += float(torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum"))
+            total += window.shape[1] - 1
+    if packing is True:
+        [batch] = make_batches(encode_examples(rows, tokenizer), sequence_length=1000)
+        assert found.tokens == batch.num_tokens + 1, "the first token too, behind an end of text"
+    else:
+        assert found.tokens == total
+        assert found.loss == pytest.approx(losses / total, rel=1e-5)
+    assert {document.index for document in found.documents} == {0, 1, 2}
+
+
 @pytest.mark.parametrize(("text", "num_bytes"), [("hello", 4), ("élan", 4), ("日本語", 8)])
 def test_without_an_end_of_text_token_the_first_token_is_not_counted_whatever_its_bytes(text, num_bytes):
     letters = {letter: number for number, letter in enumerate(sorted(ByteLevel.alphabet()))}
