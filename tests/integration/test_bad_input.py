@@ -69,8 +69,8 @@ def test_unknown_dataset(shell: Shell, hub):
 def test_unknown_text_column(shell: Shell):
     check_fails_saying(
         shell,
-        "ConfigError:",
-        "has no column 'txet'. Its columns: text (text), source (text).",
+        "FormatError:",
+        "there is no column 'txet' (data.columns, text). Columns: text (text, e.g. ",
         config={"  batch_size: 4": "  batch_size: 4\n  text_column: txet"},
     )
 

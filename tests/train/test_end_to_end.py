@@ -135,7 +135,7 @@ def trained(tmp_path, start_hub, monkeypatch):
             "model": {"repo_id": "acme/tiny", "dtype": "float32"},
             "data": {"sequence_length": 128, "batch_size": 4, "packing": False, "epochs": epochs, "heldout_samples": 30, **(data or {})},
             "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.0},
-            "rounds": {"seconds": 3, "encoding": "fp32", "outer_learning_rate": 1.0, "outer_momentum": 0.0},
+            "rounds": {"claim_samples": 5, "seconds": 3, "encoding": "fp32", "outer_learning_rate": 1.0, "outer_momentum": 0.0},
             "evaluation": {"max_samples": 30, "prompts": ["hi"], "max_new_tokens": 8},
         }  # fmt: skip
         job = TrainingJob.configured(values, run="Flow-1", dataset="hf://acme/rows").check_data().build()
