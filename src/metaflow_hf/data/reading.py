@@ -227,6 +227,7 @@ class _PartsReader:
                     at = spool.write(encoded.data)
                     yield Encoded(replace(encoded, data=b""), spool.path, at, len(encoded.data))
         except Exception as error:
+            # Raised in its turn: whoever reads on behind the last batch meets the same error.
             logger.debug("%s: %s", reading.part, error)
             yield Failed()
         else:
